@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that edgereels raises on purpose.
+
+::
+
+    EdgereelsError
+    ├── CheckpointError     weights on disk that export cannot read or that do not fit the network
+    ├── PackageError        a package that is damaged, unlisted, unknown or unsafe; raised before an engine sees a byte
+    ├── EngineError         an engine that is missing, refuses a graph, or would have fallen back silently
+    ├── MediaError          a sound or a picture that cannot be used
+    ├── NoiseError          recorded draws that do not fit the render
+    ├── VerificationError   results that leave their tolerance
+    └── MissingExtraError   an optional dependency that is not installed; the message is the pip line
+
+A message is one line: what was found, what was expected, what to do.
+"""
+
+
+class EdgereelsError(Exception):
+    """Root of everything raised on purpose; a command line prints it as one line and exits with 1."""
+
+
+class CheckpointError(EdgereelsError):
+    """Weights on disk cannot be read or do not fit the network."""
+
+
+class PackageError(EdgereelsError):
+    """A package is damaged, unlisted, unknown or unsafe."""
+
+
+class EngineError(EdgereelsError):
+    """An engine is missing, refuses a graph, or gave something else than what was asked."""
+
+
+class MediaError(EdgereelsError):
+    """A sound or a picture cannot be used."""
+
+
+class NoiseError(EdgereelsError):
+    """Recorded draws do not fit the render."""
+
+
+class VerificationError(EdgereelsError):
+    """Results leave their tolerance."""
+
+
+class MissingExtraError(EdgereelsError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, module: str, *, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the module {module!r}, which is not installed: pip install 'edgereels[{extra}]'")

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the golden data is, and the checkpoints it holds, unpacked once outside the repository."""
+
+import hashlib
+import os
+import tarfile
+import tempfile
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+def golden_folder() -> Path | None:
+    """Return the folder that holds golden/, inputs/ and checkpoints.tar.xz, or None."""
+    named = os.environ.get("EDGEREELS_GOLDEN")
+    for folder in [Path(named)] if named else [CHECKOUT.parent / "shared" / "golden"]:
+        if (folder / "checkpoints.tar.xz").is_file():
+            return folder
+    return None
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder with golden/ and inputs/; skips where there is none."""
+    folder = golden_folder()
+    if folder is None:
+        pytest.skip("golden data not found: set EDGEREELS_GOLDEN, or put it at ../shared/golden beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoints(golden: Path) -> Path:
+    """Folder with the tiny checkpoints a2v/, v2v/ and r2v/."""
+    archive = golden / "checkpoints.tar.xz"
+    stamp = hashlib.sha256(f"{archive.resolve()}:{archive.stat().st_size}:{archive.stat().st_mtime_ns}".encode())
+    target = Path(tempfile.gettempdir()) / f"edgereels-golden-{stamp.hexdigest()[:16]}"
+    if not target.is_dir():
+        unpacking = Path(tempfile.mkdtemp(dir=target.parent, prefix=target.name))
+        with tarfile.open(archive) as tar:
+            tar.extractall(unpacking, filter="data")
+        try:
+            unpacking.rename(target)
+        except OSError:  # another worker was first
+            if not target.is_dir():
+                raise
+    return target
