@@ -66,7 +66,8 @@ class DitConfig:
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise CheckpointError(
-                f"the DiT is {self.dim} wide with {self.heads} heads; each head needs an even whole share: check num_heads"
+                f"the DiT is {self.dim} wide and has {self.heads} heads; a head's share must be whole and even: "
+                "check num_heads in config.json"
             )
         if self.in_dim < self.out_dim:
             raise CheckpointError(
@@ -88,14 +89,20 @@ class DitConfig:
         """Audio frames of a latent frame after the first."""
         return self.audio_window + self.vae_scale - 1
 
+    @property
+    def context_names(self) -> tuple[str, ...]:
+        """Names of what the blocks attend to besides the tokens, in order."""
+        has = {"text_context": self.has_text, "image_context": self.has_image, "audio_context": self.has_audio}
+        return tuple(name for name, present in has.items() if present)
+
     @classmethod
     def from_json(cls, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> Self:
-        """Read the widths from the shapes of a state dict with original keys, and what shapes cannot tell from config.json.
+        """Read the widths from the shapes of a state dict, and what they cannot tell from config.json.
 
         Args:
             config: The checkpoint's config.json, original (`num_heads`) or diffusers (`num_attention_heads`) words;
                 `audio_channels` names the width of an audio layer where it is not 768.
-            shapes: Shape of every tensor by its original key (`dit_keys.from_diffusers_keys` where they were others).
+            shapes: Shape of every tensor by its original key; rename with `dit_keys.from_diffusers_keys` before.
 
         Raises:
             CheckpointError: A key is missing, or config.json and shapes disagree.
@@ -104,7 +111,7 @@ class DitConfig:
         for word, field in _WORDS.items():
             if word in config and field in found and config[word] is not None and config[word] != found[field]:
                 raise CheckpointError(
-                    f"config.json says {word} {config[word]}, the weights say {found[field]}: they are of two checkpoints"
+                    f"config.json says {word} {config[word]}, the weights {found[field]}: they are of two checkpoints"
                 )
         return cls(**found)
 
@@ -154,6 +161,11 @@ class _Shapes:
         return len(numbers)
 
 
+def _published(field: str) -> Any:
+    """Return the published value of a field."""
+    return getattr(DitConfig, field)
+
+
 def _widths(config: Mapping[str, Any], shapes: _Shapes) -> dict[str, Any]:
     dim, in_dim = shapes["patch_embedding.weight"][:2]
     heads = config.get("num_heads", config.get("num_attention_heads"))
@@ -172,8 +184,8 @@ def _widths(config: Mapping[str, Any], shapes: _Shapes) -> dict[str, Any]:
         "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
         "freq_dim": shapes["time_embedding.0.weight"][1],
         "out_dim": shapes["head.head.weight"][0] // (PATCH[0] * PATCH[1] * PATCH[2]),
-        "eps": float(config.get("eps", published("eps"))),
-        "text_len": int(config.get("text_len", published("text_len"))),
+        "eps": float(config.get("eps", _published("eps"))),
+        "text_len": int(config.get("text_len", _published("text_len"))),
         "time_per_frame": not has["has_audio"] and "num_attention_heads" not in config,
         **has,
     }
@@ -185,16 +197,16 @@ def _widths(config: Mapping[str, Any], shapes: _Shapes) -> dict[str, Any]:
 
 
 def _audio_widths(config: Mapping[str, Any], shapes: _Shapes) -> dict[str, int]:
-    window = int(config.get("audio_window", published("audio_window")))
-    vae_scale = int(config.get("vae_scale", published("vae_scale")))
-    channels = int(config.get("audio_channels", published("audio_channels")))
+    window = int(config.get("audio_window", _published("audio_window")))
+    vae_scale = int(config.get("vae_scale", _published("vae_scale")))
+    channels = int(config.get("audio_channels", _published("audio_channels")))
     intermediate, first = shapes["audio_proj.proj1.weight"]
     group = shapes["audio_proj.proj1_vf.weight"][1]
     width = first // (window * channels) * channels
     if width * window != first or width * (window + vae_scale - 1) != group:
         raise CheckpointError(
-            f"audio_proj takes {first} and {group} features; that is not {window} and {window + vae_scale - 1} audio frames "
-            f"of whole layers {channels} wide: config.json must name audio_window, vae_scale and audio_channels"
+            f"audio_proj takes {first} and {group} features, not {window} and {window + vae_scale - 1} frames of whole "
+            f"layers {channels} wide: config.json must name audio_window, vae_scale and audio_channels"
         )
     audio_dim = shapes["blocks.0.audio_cross_attn.kv_linear.weight"][1]
     return {
@@ -206,8 +218,3 @@ def _audio_widths(config: Mapping[str, Any], shapes: _Shapes) -> dict[str, int]:
         "audio_dim": audio_dim,
         "audio_tokens": shapes["audio_proj.proj3.weight"][0] // audio_dim,
     }
-
-
-def published(field: str) -> Any:
-    """Return the published value of a field."""
-    return getattr(DitConfig, field)

@@ -21,7 +21,7 @@ def is_rotated(key: str) -> bool:
 
 
 def rope_row_order(config: DitConfig) -> Tensor:
-    """Give for each row of half-split order the published row: in each head the even rows, then the odd ones; [dim] int64."""
+    """Give the published row of each row in half-split order: in each head the even ones, then the odd; [dim] int64."""
     rows = torch.arange(config.dim).reshape(config.heads, config.head_dim // 2, 2)
     return rows.transpose(1, 2).flatten()
 
@@ -69,7 +69,7 @@ _FROM_DIFFUSERS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 
 
 def original_key(key: str) -> str:
-    """Turn diffusers' name of a DiT tensor into the original one; original names stay as they are, except norm2/norm3."""
+    """Turn diffusers' name of a DiT tensor into the original one."""
     for pattern, replacement in _FROM_DIFFUSERS:
         key = re.sub(pattern, replacement, key)
     return key
