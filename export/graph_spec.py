@@ -11,9 +11,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.export import Dim
 
 Axes = tuple[int | str, ...]
-"""Shape of one tensor as the manifest says it: a size, the name of a dynamic axis, or a product such as ``8*height``."""
+"""Shape of one tensor as the manifest says it: sizes, names of dynamic axes, or products such as ``8*h``."""
+
+
+def times(factor: int, axis: str) -> str:
+    """Name ``factor`` times the dynamic axis ``axis``: ``8*h``, or plainly ``h`` for 1."""
+    return axis if factor == 1 else f"{factor}*{axis}"
+
+
+def dynamic_axes(axes: Axes) -> dict[int, Any]:
+    """Return what ``torch.export`` needs to know of ``axes``: axis index -> ``Dim``, for the named ones.
+
+    Axes of the same name are the same ``Dim`` to torch, which compares them by name.
+    """
+    return {index: _dim(axis) for index, axis in enumerate(axes) if isinstance(axis, str)}
+
+
+def _dim(axis: str) -> Any:
+    factor, _, name = axis.rpartition("*")
+    return int(factor) * Dim(name) if factor else Dim(name)
 
 
 @dataclass(frozen=True)
@@ -57,5 +76,6 @@ class GraphSpec:
         parameters = list(inspect.signature(self.module.forward).parameters.values())
         if parameters and parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:
             named = len(parameters) - 1
-            return (*self.dynamic_shapes[:named], self.dynamic_shapes[named:])
+            gathered = self.dynamic_shapes[named:]
+            return (*self.dynamic_shapes[:named], gathered) if gathered else self.dynamic_shapes
         return self.dynamic_shapes
