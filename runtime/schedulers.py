@@ -9,6 +9,7 @@ scheduling_unipc_multistep.py (facts only, own code).
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,19 +35,19 @@ def euler_timesteps(steps: int, *, shift: float) -> Floats:
     even = np.linspace(TRAIN_STEPS, 1, steps, dtype=np.float32)
     sigmas = np.append(even, np.float32(0)) / np.float32(TRAIN_STEPS)
     shifted = sigmas * np.float32(shift) / (sigmas * np.float32(shift - 1) + np.float32(1))
-    return shifted * np.float32(TRAIN_STEPS)
+    return _single(shifted * np.float32(TRAIN_STEPS))
 
 
 def euler_step(latents: Floats, velocity: Floats, *, timestep: float, next_timestep: float) -> Floats:
     """Return the latents moved from one timestep to the next; any shape."""
     step = (np.float32(timestep) - np.float32(next_timestep)) / np.float32(TRAIN_STEPS)
-    return latents - velocity * step
+    return _single(latents - velocity * step)
 
 
 def add_noise(latents: Floats, noise: Floats, *, timestep: float) -> Floats:
     """Return clean latents mixed with noise up to a timestep: 1000 is noise alone, 0 the latents untouched."""
     sigma = np.float32(timestep) / np.float32(TRAIN_STEPS)
-    return latents * (np.float32(1) - sigma) + noise * sigma
+    return _single(latents * (np.float32(1) - sigma) + noise * sigma)
 
 
 class SigmaStart(Enum):
@@ -133,9 +134,9 @@ class UniPC:
         pull = (1 - float(self.sigmas[after])) * float(np.expm1(-span))
         moved = self._scaled(sample, now=now, after=after) - newest * pull
         if self._order == 1:
-            return moved
+            return _single(moved)
         ratio = (self._log_ratio(now - 1) - self._log_ratio(now)) / span
-        return moved - (self._estimates[-2] - newest) * (pull * 0.5 / ratio)
+        return _single(moved - (self._estimates[-2] - newest) * (pull * 0.5 / ratio))
 
     def _correct(self, sample: Floats, estimate: Floats) -> Floats:
         now, after = self._index - 1, self._index
@@ -145,13 +146,13 @@ class UniPC:
         pull = (1 - float(self.sigmas[after])) * shrink
         moved = self._scaled(sample, now=now, after=after) - newest * pull
         if self._order == 1:
-            return moved - (estimate - newest) * (pull * 0.5)
+            return _single(moved - (estimate - newest) * (pull * 0.5))
         ratio = (self._log_ratio(now - 1) - self._log_ratio(now)) / span
         first = shrink / -span - 1
         second = first / -span - 0.5
         older, newer = np.linalg.solve([[1.0, 1.0], [ratio, 1.0]], [first / shrink, 2 * second / shrink])
         slope = (self._estimates[-2] - newest) * (pull * float(older) / ratio)
-        return moved - slope - (estimate - newest) * (pull * float(newer))
+        return _single(moved - slope - (estimate - newest) * (pull * float(newer)))
 
     def _scaled(self, sample: Floats, *, now: int, after: int) -> Floats:
         return sample * (float(self.sigmas[after]) / float(self.sigmas[now]))
@@ -161,6 +162,10 @@ def _unipc_sigmas(steps: int, *, shift: float, start: SigmaStart) -> npt.NDArray
     _check(steps, shift=shift)
     even = np.linspace(start.value, 0.0, steps + 1)[:-1]
     return shift * even / (1 + (shift - 1) * even)
+
+
+def _single(values: npt.NDArray[np.floating[Any]]) -> Floats:
+    return values.astype(np.float32, copy=False)  # for numpy's type stubs, which lose the width; copies nothing
 
 
 def _check(steps: int, *, shift: float) -> None:

@@ -148,8 +148,8 @@ def test_full_noise_leaves_nothing_of_the_latents() -> None:
 
 
 def test_one_euler_step_over_the_whole_way_subtracts_the_velocity() -> None:
-    ours = euler_step(np.float32([3.0]), np.float32([1.0]), timestep=1000.0, next_timestep=0.0)
-    np.testing.assert_array_equal(ours, np.float32([2.0]))
+    ours = euler_step(np.full(1, 3, np.float32), np.ones(1, np.float32), timestep=1000.0, next_timestep=0.0)
+    np.testing.assert_array_equal(ours, [2.0])
 
 
 def test_arrays_stay_float32() -> None:
