@@ -25,7 +25,14 @@ class CheckpointError(EdgereelsError):
 
 
 class PackageError(EdgereelsError):
-    """A package is damaged, unlisted, unknown or unsafe."""
+    """A package is damaged, unlisted, unknown or unsafe.
+
+    `code` names the rule that was broken (docs/package-format.md lists them), for programs; the message is for people.
+    """
+
+    def __init__(self, message: str, *, code: str = "package") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class EngineError(EdgereelsError):

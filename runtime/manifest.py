@@ -1,0 +1,597 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest of a package: what its JSON may say, as frozen values.
+
+Reading is strict. A key that is missing, unknown, written twice or of the wrong kind is refused with its place in the
+file; docs/package-format.md explains each field.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .errors import PackageError
+
+FORMAT = "edgereels-package"
+FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 4 << 20  # 40 DiT blocks with golden vectors need about 0.1 MB; the rest is room for long licences
+MAX_JSON_DEPTH = 16  # the format itself nests 5 deep
+DTYPES = ("float32", "float16", "int64", "uint8")
+WORD = re.compile(r"[a-z][a-z0-9_-]*")
+LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+AXIS = re.compile(r"[A-Za-z0-9_*+/() -]+")
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a graph."""
+
+    name: str
+    """Name in the graph."""
+    dtype: str
+    """float32, float16, int64 or uint8."""
+    shape: tuple[int | str, ...]
+    """Sizes; a string names a dynamic axis (`frames`) or a product of one (`8*h`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How near a graph came to the PyTorch module that it was exported from."""
+
+    max_abs: float
+    """Largest absolute difference over all outputs and shapes."""
+    max_rel: float
+    """The same, relative to the largest absolute value of the reference output."""
+    shapes: int
+    """At how many input shapes the two were compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphEntry:
+    """One ONNX graph of a package."""
+
+    name: str
+    """Key in the manifest, `dit_block_00` for example."""
+    file: str
+    """File at the package's root."""
+    subnetwork: str
+    """Which subnetwork it belongs to; `--only` of export works on these."""
+    parameters: int
+    """Number of trained values that the graph uses; graphs may share them."""
+    inputs: tuple[TensorSpec, ...]
+    """In the graph's order."""
+    outputs: tuple[TensorSpec, ...]
+    """In the graph's order."""
+    parity: Parity | None
+    """None where export was told not to compare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the network was trained to be sampled; a render may ask for something else."""
+
+    fps: float
+    """Frames per second of the video."""
+    sample_rate: int
+    """Of the sound that the audio encoder hears, Hz."""
+    window: int
+    """Frames denoised together, 4n+1."""
+    motion: int
+    """Frames repeated from the window before, 4n+1."""
+    drop: int
+    """Frames thrown away at a window's end, 4n."""
+    steps: int
+    """Denoising steps."""
+    shift: float
+    """Time shift of the flow-match schedule."""
+    max_offline_s: float
+    """Longest sound that is encoded whole, seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class AudioSettings:
+    """The audio encoder's front end."""
+
+    layers: int
+    """Hidden layers stacked in its output."""
+    channels: int
+    """Width of each."""
+    conv_kernels: tuple[int, ...]
+    """Kernel sizes of its convolutions over the waveform."""
+    conv_strides: tuple[int, ...]
+    """Strides of the same."""
+    normalise: bool
+    """Whether the waveform is brought to zero mean and unit variance first."""
+
+
+@dataclass(frozen=True, slots=True)
+class DitSettings:
+    """Sizes of the denoising transformer."""
+
+    dim: int
+    """Width of a token."""
+    heads: int
+    """Attention heads."""
+    head_dim: int
+    """Width of a head; the rotary table has half of it."""
+    blocks: int
+    """Transformer blocks."""
+    in_channels: int
+    """Channels of latents and condition together."""
+    out_channels: int
+    """Channels of the velocity."""
+    freq_dim: int
+    """Width of the timestep's sinusoid."""
+    has_text: bool
+    """Whether it takes a text embedding."""
+    has_image: bool
+    """Whether it takes image features."""
+    has_audio: bool
+    """Whether it takes audio features."""
+    text_length: int
+    """Rows of the text embedding."""
+    text_width: int
+    """Columns of the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextSettings:
+    """The text encoder's front end."""
+
+    tokenizer: str
+    """File of the tokenizer."""
+    length: int
+    """Tokens; shorter prompts are padded."""
+    connection_prompt: str
+    """Prompt of every window after the first."""
+    negative_prompt: str
+    """Default of `--negative-prompt`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file that a subnetwork was exported from."""
+
+    file: str
+    """Path relative to the checkpoint."""
+    size_bytes: int
+    """Its size."""
+    sha256: str
+    """Its digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of the package."""
+
+    size_bytes: int
+    """Exact size."""
+    sha256: str
+    """Digest of its bytes, lower-case hexadecimal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A whole manifest; fields in the order of docs/package-format.md."""
+
+    digest: str
+    """SHA-256 of the manifest without this field; names the package."""
+    name: str
+    """What people call it."""
+    task: str
+    """`talking-avatar`."""
+    precision: str
+    """Storage of the weights, fp32 or fp16."""
+    made_with: Mapping[str, str]
+    """Tool to version."""
+    sources: Mapping[str, tuple[SourceFile, ...]]
+    """Subnetwork to what it was exported from."""
+    licences: Mapping[str, str]
+    """Subnetwork to licence, or "unknown"."""
+    graphs: Mapping[str, GraphEntry]
+    """By name."""
+    settings: Settings
+    """How to sample."""
+    sizes: Mapping[str, Mapping[str, tuple[int, int]]]
+    """Table to ratio (height/width, as text) to (height, width)."""
+    default_size: str
+    """The table to use."""
+    portraits: str
+    """`any` face, or only the `listed` avatars."""
+    avatars: Mapping[str, str]
+    """Name to file."""
+    mouth_box: tuple[float, float, float, float] | None
+    """Top, left, bottom, right as fractions of the frame."""
+    audio: AudioSettings | None
+    """None without an audio encoder."""
+    dit: DitSettings | None
+    """None without a transformer."""
+    text: TextSettings | None
+    """None without a text encoder."""
+    tables: str | None
+    """File of the schedule's tables; None without a transformer."""
+    golden: Mapping[str, str]
+    """Graph to file of its golden vectors."""
+    files: Mapping[str, FileEntry]
+    """Every file but the manifest itself."""
+
+
+# ── Strict JSON ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def parse_json(data: bytes, *, where: str) -> Any:
+    """Parse JSON that is UTF-8, has no key twice, no NaN or infinity, and nests at most 16 deep.
+
+    Raises:
+        PackageError: it is none of that; `where` begins the message.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table: dict[str, Any] = {}
+        for key, item in pairs:
+            if key in table:
+                raise PackageError(f"{where} has the key {key!r} twice; each key may stand once", code="json")
+            table[key] = item
+        return table
+
+    def finite(text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number):
+            raise PackageError(f"{where} has the number {text}; only finite numbers are allowed", code="json")
+        return number
+
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=finite, parse_float=finite)
+    except RecursionError as error:
+        raise PackageError(f"{where} is nested too deep (at most {MAX_JSON_DEPTH} levels)", code="json") from error
+    except ValueError as error:  # also bad UTF-8 and integers of thousands of digits
+        raise PackageError(f"{where} is no valid UTF-8 JSON: {_first_line(error)}", code="json") from error
+    _check_depth(value, where=where)
+    return value
+
+
+def _check_depth(value: object, *, where: str) -> None:
+    level: list[object] = [value]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise PackageError(f"{where} is nested too deep (at most {MAX_JSON_DEPTH} levels)", code="json")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200]
+
+
+def digest_of(fields: Mapping[str, Any]) -> str:
+    """Return the digest of a manifest: SHA-256 of its canonical JSON without `digest`."""
+    named = {key: value for key, value in fields.items() if key != "digest"}
+    canonical = json.dumps(named, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+# ── From JSON to values ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Table:
+    """A JSON object being read: each key is taken once, and what is left over is refused."""
+
+    def __init__(self, value: object, *, where: str) -> None:
+        if not isinstance(value, dict):
+            raise _wrong(where, value, "an object")
+        self._left: dict[str, Any] = dict(value)
+        self._where = where
+
+    def take(self, key: str, read: Callable[[object, str], Value]) -> Value:
+        if key not in self._left:
+            raise PackageError(f"{self._where} has no {key!r}, which format version 1 asks for", code="manifest")
+        return read(self._left.pop(key), f"{self._where}: {key}")
+
+    def end(self) -> None:
+        if self._left:
+            names = ", ".join(repr(key) for key in sorted(self._left))
+            raise PackageError(
+                f"{self._where} has the unknown key {names}; this build knows only those of format version 1",
+                code="manifest",
+            )
+
+
+def _wrong(where: str, value: object, expected: str) -> PackageError:
+    return PackageError(f"{where} is {_shorten(value)}, expected {expected}", code="manifest")
+
+
+def _shorten(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise _wrong(where, value, "text")
+    return value
+
+
+def _matching(pattern: re.Pattern[str], expected: str) -> Callable[[object, str], str]:
+    def read(value: object, where: str) -> str:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise _wrong(where, value, expected)
+        return value
+
+    return read
+
+
+_word = _matching(WORD, "a word of a-z, 0-9, _ and -")
+_label = _matching(LABEL, "a name of A-Z, a-z, 0-9, dot, _ and -")
+_sha256 = _matching(SHA256, "a SHA-256 in lower-case hexadecimal")
+
+
+def _one_of(*choices: str) -> Callable[[object, str], str]:
+    def read(value: object, where: str) -> str:
+        if value not in choices or not isinstance(value, str):
+            raise _wrong(where, value, " or ".join(repr(choice) for choice in choices))
+        return value
+
+    return read
+
+
+def _integer(minimum: int, maximum: int = 1 << 62) -> Callable[[object, str], int]:
+    def read(value: object, where: str) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise _wrong(where, value, f"an integer of at least {minimum}")
+        return value
+
+    return read
+
+
+def _number(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise _wrong(where, value, "a number of at least 0")
+    return value
+
+
+def _flag(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(where, value, "true or false")
+    return value
+
+
+def _listed(read: Callable[[object, str], Value]) -> Callable[[object, str], tuple[Value, ...]]:
+    def read_all(value: object, where: str) -> tuple[Value, ...]:
+        if not isinstance(value, list):
+            raise _wrong(where, value, "a list")
+        return tuple(read(item, f"{where}[{index}]") for index, item in enumerate(value))
+
+    return read_all
+
+
+def _mapped(
+    read: Callable[[object, str], Value], *, keys: Callable[[object, str], str] = _label
+) -> Callable[[object, str], dict[str, Value]]:
+    def read_all(value: object, where: str) -> dict[str, Value]:
+        if not isinstance(value, dict):
+            raise _wrong(where, value, "an object")
+        return {keys(key, f"{where}: key"): read(item, f"{where}: {key}") for key, item in value.items()}
+
+    return read_all
+
+
+def _optional(read: Callable[[object, str], Value]) -> Callable[[object, str], Value | None]:
+    return lambda value, where: None if value is None else read(value, where)
+
+
+def _axis(value: object, where: str) -> int | str:
+    if isinstance(value, str) and AXIS.fullmatch(value):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise _wrong(where, value, "a size or the name of a dynamic axis")
+
+
+def _tensor(value: object, where: str) -> TensorSpec:
+    table = _Table(value, where=where)
+    spec = TensorSpec(
+        name=table.take("name", _label),
+        dtype=table.take("dtype", _one_of(*DTYPES)),
+        shape=table.take("shape", _listed(_axis)),
+    )
+    table.end()
+    return spec
+
+
+def _parity(value: object, where: str) -> Parity:
+    table = _Table(value, where=where)
+    parity = Parity(
+        max_abs=table.take("max_abs", _number),
+        max_rel=table.take("max_rel", _number),
+        shapes=table.take("shapes", _integer(1)),
+    )
+    table.end()
+    return parity
+
+
+def _graphs(value: object, where: str) -> dict[str, GraphEntry]:
+    tables = _mapped(lambda item, place: _Table(item, where=place), keys=_word)(value, where)
+    entries: dict[str, GraphEntry] = {}
+    for name, table in tables.items():
+        entries[name] = GraphEntry(
+            name=name,
+            file=table.take("file", _label),
+            subnetwork=table.take("subnetwork", _word),
+            parameters=table.take("parameters", _integer(0)),
+            inputs=table.take("inputs", _listed(_tensor)),
+            outputs=table.take("outputs", _listed(_tensor)),
+            parity=table.take("parity", _optional(_parity)),
+        )
+        table.end()
+    return entries
+
+
+def _settings(value: object, where: str) -> Settings:
+    table = _Table(value, where=where)
+    settings = Settings(
+        fps=table.take("fps", _number),
+        sample_rate=table.take("sample_rate", _integer(1)),
+        window=table.take("window", _integer(1)),
+        motion=table.take("motion", _integer(1)),
+        drop=table.take("drop", _integer(0)),
+        steps=table.take("steps", _integer(1)),
+        shift=table.take("shift", _number),
+        max_offline_s=table.take("max_offline_s", _number),
+    )
+    table.end()
+    if settings.window % 4 != 1 or settings.motion % 4 != 1 or settings.drop % 4:
+        raise PackageError(f"{where}: window and motion must be 4n+1 frames, drop 4n", code="manifest")
+    if settings.window - settings.motion - settings.drop <= 0:
+        raise PackageError(f"{where}: window minus motion minus drop must leave at least one frame", code="manifest")
+    if not settings.fps or not settings.shift:
+        raise PackageError(f"{where}: fps and shift must be above 0", code="manifest")
+    return settings
+
+
+def _audio(value: object, where: str) -> AudioSettings:
+    table = _Table(value, where=where)
+    audio = AudioSettings(
+        layers=table.take("layers", _integer(1)),
+        channels=table.take("channels", _integer(1)),
+        conv_kernels=table.take("conv_kernels", _listed(_integer(1))),
+        conv_strides=table.take("conv_strides", _listed(_integer(1))),
+        normalise=table.take("normalise", _flag),
+    )
+    table.end()
+    if len(audio.conv_kernels) != len(audio.conv_strides):
+        raise PackageError(f"{where}: conv_kernels and conv_strides differ in length", code="manifest")
+    return audio
+
+
+def _dit(value: object, where: str) -> DitSettings:
+    table = _Table(value, where=where)
+    size = _integer(1)
+    dit = DitSettings(
+        dim=table.take("dim", size),
+        heads=table.take("heads", size),
+        head_dim=table.take("head_dim", size),
+        blocks=table.take("blocks", size),
+        in_channels=table.take("in_channels", size),
+        out_channels=table.take("out_channels", size),
+        freq_dim=table.take("freq_dim", size),
+        has_text=table.take("has_text", _flag),
+        has_image=table.take("has_image", _flag),
+        has_audio=table.take("has_audio", _flag),
+        text_length=table.take("text_length", _integer(0)),
+        text_width=table.take("text_width", _integer(0)),
+    )
+    table.end()
+    return dit
+
+
+def _text_settings(value: object, where: str) -> TextSettings:
+    table = _Table(value, where=where)
+    text = TextSettings(
+        tokenizer=table.take("tokenizer", _text),
+        length=table.take("length", _integer(1)),
+        connection_prompt=table.take("connection_prompt", _text),
+        negative_prompt=table.take("negative_prompt", _text),
+    )
+    table.end()
+    return text
+
+
+def _source(value: object, where: str) -> SourceFile:
+    table = _Table(value, where=where)
+    source = SourceFile(
+        file=table.take("file", _text),
+        size_bytes=table.take("size_bytes", _integer(0)),
+        sha256=table.take("sha256", _sha256),
+    )
+    table.end()
+    return source
+
+
+def _file(value: object, where: str) -> FileEntry:
+    table = _Table(value, where=where)
+    entry = FileEntry(size_bytes=table.take("size_bytes", _integer(0)), sha256=table.take("sha256", _sha256))
+    table.end()
+    return entry
+
+
+def _frame_size(value: object, where: str) -> tuple[int, int]:
+    sides = _listed(_integer(16))(value, where)
+    if len(sides) != 2 or any(side % 16 for side in sides):
+        raise _wrong(where, value, "[height, width], both multiples of 16")
+    return sides[0], sides[1]
+
+
+def _mouth_box(value: object, where: str) -> tuple[float, float, float, float]:
+    sides = _listed(_number)(value, where)
+    if len(sides) != 4 or not (sides[0] < sides[2] <= 1 and sides[1] < sides[3] <= 1):
+        raise _wrong(where, value, "[top, left, bottom, right] as fractions of the frame")
+    return sides[0], sides[1], sides[2], sides[3]
+
+
+def parse_manifest(data: bytes, *, where: str) -> Manifest:
+    """Read the bytes of a manifest.json; `where` names the package in messages.
+
+    Raises:
+        PackageError: the format or its version is unknown, the digest is not that of the content, or a field is
+            missing, unknown or wrong.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise PackageError(f"{where} has {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read", code="manifest")
+    fields = parse_json(data, where=where)
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        raise PackageError(f"{where} is not the manifest of an {FORMAT}", code="manifest")
+    version = fields.get("format_version")
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise PackageError(
+            f"{where} has format version {_shorten(version)}; this build reads {FORMAT_VERSION}", code="version"
+        )
+    manifest = _manifest(fields, where=where)
+    found = digest_of(fields)
+    if found != manifest.digest:
+        raise PackageError(
+            f"{where} was changed after it was written: its digest says {manifest.digest[:12]}, its content gives "
+            f"{found[:12]}; export the package again",
+            code="manifest-digest",
+        )
+    return manifest
+
+
+def _manifest(fields: dict[str, Any], *, where: str) -> Manifest:
+    table = _Table(fields, where=where)
+    table.take("format", _text)
+    table.take("format_version", _integer(1))
+    manifest = Manifest(
+        digest=table.take("digest", _sha256),
+        name=table.take("name", _text),
+        task=table.take("task", _word),
+        precision=table.take("precision", _one_of("fp32", "fp16")),
+        made_with=table.take("made_with", _mapped(_text)),
+        sources=table.take("sources", _mapped(_listed(_source), keys=_word)),
+        licences=table.take("licences", _mapped(_text, keys=_word)),
+        graphs=table.take("graphs", _graphs),
+        settings=table.take("settings", _settings),
+        sizes=table.take("sizes", _mapped(_mapped(_frame_size))),
+        default_size=table.take("default_size", _label),
+        portraits=table.take("portraits", _one_of("any", "listed")),
+        avatars=table.take("avatars", _mapped(_text)),
+        mouth_box=table.take("mouth_box", _optional(_mouth_box)),
+        audio=table.take("audio", _optional(_audio)),
+        dit=table.take("dit", _optional(_dit)),
+        text=table.take("text", _optional(_text_settings)),
+        tables=table.take("tables", _optional(_text)),
+        golden=table.take("golden", _mapped(_text, keys=_word)),
+        files=table.take("files", _mapped(_file, keys=_text)),
+    )
+    table.end()
+    return manifest

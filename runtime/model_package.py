@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model package: a folder that a runtime can open, checked before any engine sees a byte of it.
+
+The format is specified in docs/package-format.md. Opening checks, in this order: names and kinds of files, the
+manifest, what is listed against what is there, digests, the header of every tensor file, every graph.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from .errors import PackageError
+from .manifest import GraphEntry, Manifest, TensorSpec, parse_manifest
+from .onnx_preflight import GraphSummary, preflight
+from .package_files import FoundFile, check_name, check_safetensors, find_files, sha256_of
+
+MANIFEST = "manifest.json"
+MAX_GRAPH_BYTES = 256 << 20  # weights lie outside: 40 fused blocks are about 5 MB
+DEFAULT_PACKAGE = Path(__file__).parent / "embedded" / "default.edgereels"
+"""The package that comes with the installation."""
+
+
+def package_path(named: str | Path) -> Path:
+    """Return the folder that a person means: "default" is the embedded package, anything else a path."""
+    return DEFAULT_PACKAGE if str(named) == "default" else Path(named)
+
+
+@dataclass(frozen=True)
+class ModelPackage:
+    """An opened package: where it is and what it holds. It keeps no file open."""
+
+    root: Path
+    """Its folder, resolved."""
+    manifest: Manifest
+    """What its manifest says."""
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: str = "full") -> "ModelPackage":
+        """Open a package after all checks; nothing native has read a byte of it when this returns.
+
+        Args:
+            path: its folder, or "default" for the embedded one.
+            verify: "full" compares the SHA-256 of every file, "size" only sizes. Where a file has a second name (a
+                hard link), it is hashed in any case, and only accepted inside this installation: package managers
+                link wheels from their cache.
+
+        Raises:
+            PackageError: any check fails; `code` says which.
+            ValueError: `verify` is neither.
+        """
+        if verify not in ("full", "size"):
+            raise ValueError(f"verify is {verify!r}; expected 'full' or 'size'")
+        folder = package_path(path)
+        root = _real_folder(folder)
+        return cls(root, check_package(root, where=folder.name or str(folder), hash_all=verify == "full"))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names this package and everything in it."""
+        return self.manifest.digest
+
+    @property
+    def name(self) -> str:
+        """Its folder's name, for messages."""
+        return self.root.name
+
+    def has(self, subnetwork: str) -> bool:
+        """Tell whether any graph of the subnetwork is here."""
+        return any(entry.subnetwork == subnetwork for entry in self.manifest.graphs.values())
+
+    def require(self, *subnetworks: str) -> None:
+        """Raise `PackageError` naming the subnetworks that are not here."""
+        missing = [name for name in subnetworks if not self.has(name)]
+        if missing:
+            raise PackageError(
+                f"{self.name} has no {', '.join(missing)}; export the checkpoint again without leaving that out "
+                f"(--only names {', '.join(sorted({e.subnetwork for e in self.manifest.graphs.values()}))} here)",
+                code="missing-subnetwork",
+            )
+
+    def graph(self, name: str) -> GraphEntry:
+        """Return what the manifest says about a graph; raise `PackageError` where there is none."""
+        try:
+            return self.manifest.graphs[name]
+        except KeyError as error:
+            raise PackageError(f"{self.name} has no graph {name!r}", code="missing-graph") from error
+
+    def graph_path(self, name: str) -> Path:
+        """Return the .onnx file of a graph; raise `PackageError` where there is none."""
+        return self.root / self.graph(name).file
+
+    def golden_path(self, name: str) -> Path | None:
+        """Return the file of a graph's golden vectors, or None."""
+        file = self.manifest.golden.get(name)
+        return self.root / file if file else None
+
+    def avatar_path(self, name: str) -> Path:
+        """Return the file of an avatar; raise `PackageError` that lists those that are here."""
+        file = self.manifest.avatars.get(name)
+        if file is None:
+            here = ", ".join(sorted(self.manifest.avatars)) or "none"
+            raise PackageError(f"{self.name} has no avatar {name!r}; its avatars: {here}", code="missing-avatar")
+        return self.root / file
+
+    def tokenizer_path(self) -> Path:
+        """Return the tokenizer's file; raise `PackageError` where the package takes no prompts."""
+        if self.manifest.text is None:
+            raise PackageError(f"{self.name} has no text encoder and takes no prompts", code="missing-subnetwork")
+        return self.root / self.manifest.text.tokenizer
+
+    def tables(self) -> dict[str, npt.NDArray[Any]]:
+        """Load the tables of the package's own schedule: `timesteps`, `modulation`, `head_modulation`, float32."""
+        if self.manifest.tables is None:
+            raise PackageError(
+                f"{self.name} has no schedule tables, which come with the dit", code="missing-subnetwork"
+            )
+        from safetensors.numpy import load_file
+
+        return load_file(self.root / self.manifest.tables)
+
+
+def _real_folder(folder: Path) -> Path:
+    if not folder.exists():
+        raise PackageError(f"{folder} does not exist; expected the folder of a package", code="not-a-folder")
+    if not folder.is_dir():
+        raise PackageError(f"{folder} is a file; a package is a folder (unpack it first)", code="not-a-folder")
+    return folder.resolve()
+
+
+def check_package(root: Path, *, where: str, hash_all: bool) -> Manifest:
+    """Run every opening check on a folder and return its manifest; `where` begins the messages.
+
+    Raises:
+        PackageError: one of them fails.
+    """
+    found, folders = find_files(root, where=where)
+    if MANIFEST not in found:
+        raise PackageError(f"{where} has no {MANIFEST}; it is not a package, or not a finished one", code="manifest")
+    linked = {name for name, file in found.items() if file.is_hard_link}
+    if linked and not _is_installed_with_us(root):
+        raise PackageError(
+            f"{where}: {min(linked)!r} is a hard link to a file that has another name; copy the package instead",
+            code="link",
+        )
+    manifest = parse_manifest(found[MANIFEST].path.read_bytes(), where=f"{where}/{MANIFEST}")
+    _check_listing(manifest, found=found, folders=folders, where=where)
+    for name in sorted(manifest.files if hash_all else linked - {MANIFEST}):
+        _check_digest(manifest, name, found[name].path, where=where)
+    _check_references(manifest, where=where)
+    for name, file in found.items():
+        if name.endswith(".safetensors"):
+            check_safetensors(file.path, where=f"{where}/{name}")
+    sizes = {name: entry.size_bytes for name, entry in manifest.files.items()}
+    for entry in manifest.graphs.values():
+        if sizes[entry.file] > MAX_GRAPH_BYTES:
+            raise PackageError(f"{where}/{entry.file} is larger than {MAX_GRAPH_BYTES} bytes", code="size")
+        summary = preflight(found[entry.file].path.read_bytes(), files=sizes, where=f"{where}/{entry.file}")
+        _check_ends(entry, summary, where=f"{where}/{entry.file}")
+    return manifest
+
+
+def _is_installed_with_us(root: Path) -> bool:
+    """Tell whether a folder came with this installation: who wrote it wrote this code as well."""
+    return root.is_relative_to(Path(__file__).resolve().parent)
+
+
+def _check_listing(manifest: Manifest, *, found: Mapping[str, FoundFile], folders: set[str], where: str) -> None:
+    for name, entry in manifest.files.items():
+        check_name(name, where=where)
+        if name not in found:
+            raise PackageError(
+                f"{where}: {name!r} is listed in the manifest and missing; copy it again", code="missing"
+            )
+        if found[name].size_bytes != entry.size_bytes:
+            raise PackageError(
+                f"{where}: {name!r} has {found[name].size_bytes} bytes, the manifest says {entry.size_bytes}; "
+                f"copy it again",
+                code="size",
+            )
+    parents = {name.rsplit("/", depth)[0] for name in manifest.files for depth in range(1, name.count("/") + 1)}
+    unlisted = (set(found) - set(manifest.files) - {MANIFEST}) | (folders - parents)
+    if unlisted or MANIFEST in manifest.files:
+        name = min(unlisted or {MANIFEST})
+        raise PackageError(f"{where}: {name!r} is not listed in the manifest; remove it", code="unlisted")
+
+
+def _check_digest(manifest: Manifest, name: str, path: Path, *, where: str) -> None:
+    found = sha256_of(path)
+    listed = manifest.files[name].sha256
+    if found != listed:
+        raise PackageError(
+            f"{where}: {name!r} has the SHA-256 {found[:12]}, the manifest says {listed[:12]}; the file is damaged or "
+            f"was changed, copy it again",
+            code="digest",
+        )
+
+
+def _check_references(manifest: Manifest, *, where: str) -> None:
+    """Refuse a manifest that names files that are not listed, or lists files that play no part."""
+    text = (manifest.text.tokenizer,) if manifest.text else ()
+    tables = (manifest.tables,) if manifest.tables else ()
+    tensors = (*manifest.golden.values(), *manifest.avatars.values(), *tables)
+    graphs = tuple(entry.file for entry in manifest.graphs.values())
+    for name in (*graphs, *tensors, *text):
+        if name not in manifest.files:
+            raise PackageError(f"{where}/{MANIFEST} refers to {name!r}, which it does not list", code="manifest")
+    if len(set(graphs)) != len(graphs) or any(not name.endswith(".onnx") for name in graphs):
+        raise PackageError(f"{where}/{MANIFEST}: each graph needs an .onnx file of its own", code="manifest")
+    if any(not name.endswith(".safetensors") for name in tensors):
+        raise PackageError(f"{where}/{MANIFEST}: tables, golden vectors and avatars are .safetensors", code="manifest")
+    for name, entry in manifest.files.items():
+        if name.startswith("weights/") and name != f"weights/{entry.sha256}.bin":
+            raise PackageError(f"{where}: {name!r} is not called after its SHA-256", code="name")
+        if not name.startswith(("weights/", "licences/")) and name not in (*graphs, *tensors, *text):
+            raise PackageError(f"{where}: {name!r} plays no part in a package; remove it", code="unlisted")
+    if not manifest.graphs.keys() >= manifest.golden.keys():
+        raise PackageError(f"{where}/{MANIFEST} has golden vectors for a graph that is not here", code="manifest")
+    if manifest.default_size not in manifest.sizes:
+        raise PackageError(f"{where}/{MANIFEST}: default_size is not one of sizes", code="manifest")
+    if manifest.portraits == "listed" and manifest.dit and not manifest.avatars:
+        raise PackageError(f"{where}/{MANIFEST} takes listed portraits only, and lists none", code="manifest")
+
+
+def _check_ends(entry: GraphEntry, summary: GraphSummary, *, where: str) -> None:
+    """Refuse a graph whose inputs or outputs are not those of the manifest."""
+    for kind, listed, present in (
+        ("inputs", entry.inputs, summary.inputs),
+        ("outputs", entry.outputs, summary.outputs),
+    ):
+        ours = [(spec.name, spec.dtype, len(spec.shape)) for spec in listed]
+        theirs = [(spec.name, spec.dtype, len(spec.shape)) for spec in present]
+        if ours != theirs or any(_differ(a, b) for a, b in zip(listed, present, strict=True)):
+            odd = next((f"{b} instead of {a}" for a, b in zip(ours, theirs, strict=False) if a != b), "another shape")
+            raise PackageError(f"{where}: its {kind} are not those of the manifest ({odd})", code="ends")
+
+
+def _differ(listed: TensorSpec, present: TensorSpec) -> bool:
+    """Tell whether sizes contradict: a graph may leave open what the manifest fixes, not the other way round."""
+    return any(
+        isinstance(theirs, int) and theirs != ours for ours, theirs in zip(listed.shape, present.shape, strict=True)
+    )
