@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import NoiseError
+from .schedulers import add_noise, euler_step
 
 Latents = npt.NDArray[np.float32]
 
@@ -162,14 +163,12 @@ def denoise(
         _inject(latents, motion, noise=draws.take(motion.shape), timestep=timesteps[0])
     for step in range(len(timesteps) - 1):
         velocity = guidance.velocity(lambda branch, at=step, x=latents: predict(x, at, branch))
-        delta = np.float32((timesteps[step] - timesteps[step + 1]) / np.float32(1000))
-        latents = latents - velocity * delta
+        latents = euler_step(latents, velocity, timestep=timesteps[step], next_timestep=timesteps[step + 1])
         if motion is not None:
             _inject(latents, motion, noise=draws.take(motion.shape), timestep=timesteps[step + 1])
     return latents
 
 
-def _inject(latents: Latents, motion: Latents, *, noise: Latents, timestep: np.float32) -> None:
+def _inject(latents: Latents, motion: Latents, *, noise: Latents, timestep: float) -> None:
     """Write the motion latents, noised to `timestep` of 1000, over the first latents of a window, in place."""
-    level = np.float32(timestep / np.float32(1000))
-    latents[0, :, : motion.shape[1]] = (np.float32(1) - level) * motion + level * noise
+    latents[0, :, : motion.shape[1]] = add_noise(motion, noise, timestep=timestep)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`edgereels render`: sound and a face in, video out."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .session import AvatarSession, RenderReport
+
+
+def size(text: str) -> tuple[int, int]:
+    """Read HxW: two multiples of 16."""
+    try:
+        height, width = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected HEIGHTxWIDTH such as 480x832") from None
+    if height < 16 or width < 16 or height % 16 or width % 16:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected multiples of 16")
+    return height, width
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every verb that runs graphs understands."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda:N, openvino:CPU|GPU|NPU or auto (default: cpu)")
+    parser.add_argument("--compute", default="auto", choices=["auto", "f32", "bf16", "f16"], help="arithmetic precision (default: auto)")
+    parser.add_argument("--threads", type=int, metavar="N", help="all engines together use at most N (default: the cores this process may use)")
+    parser.add_argument("--json", action="store_true", help="print results for machines")
+    parser.add_argument("--progress", action="store_true", help="show progress even where stderr is no terminal")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edgereels render", description="Render a talking avatar from a sound file.")
+    parser.add_argument("--package", default="default", metavar="P", help="package folder (default: the embedded one)")
+    face = parser.add_mutually_exclusive_group()
+    face.add_argument("--avatar", metavar="A", help="avatar file, or the name of an avatar inside the package")
+    face.add_argument("--image", type=Path, metavar="I", help="portrait to animate")
+    parser.add_argument("--audio", type=Path, required=True, metavar="FILE", help="speech, 0.4 s or longer")
+    parser.add_argument("--out", type=Path, metavar="OUT.mp4", help="write a video with sound")
+    parser.add_argument("--frames", type=Path, metavar="OUT.npy", help="write frames: uint8 (T, H, W, 3) RGB")
+    parser.add_argument("--trace", type=Path, metavar="FILE.jsonl", help="write what happened when (docs/trace.md)")
+    parser.add_argument("--size", type=size, metavar="HxW", help="pixels, multiples of 16 (default: the package's nearest to the portrait)")
+    window = parser.add_argument_group("windows (default: the package's settings)")
+    window.add_argument("--window", type=int, metavar="W", help="frames denoised together, 4n+1")
+    window.add_argument("--motion", type=int, metavar="M", help="frames handed from one window to the next, 4n+1")
+    window.add_argument("--drop", type=int, metavar="D", help="frames thrown away at a window's end, 4n")
+    window.add_argument("--steps", type=int, metavar="N", help="denoising steps")
+    window.add_argument("--shift", type=float, metavar="S", help="shift of the timesteps")
+    parser.add_argument("--guidance-text", type=float, default=1.0, metavar="G", help="scale against the negative prompt, at least 1 (default: 1)")
+    parser.add_argument("--guidance-audio", type=float, default=1.0, metavar="G", help="scale against silence, at least 1 (default: 1)")
+    parser.add_argument("--prompt", help="what the key-frame pass shows")
+    parser.add_argument("--negative-prompt", help="what guidance leads away from")
+    draws = parser.add_mutually_exclusive_group()
+    draws.add_argument("--seed", type=int, help="seed of the random draws (default: 42)")
+    draws.add_argument("--noise", type=Path, metavar="FILE", help="safetensors file with recorded draws rng.NNN.*")
+    add_common_options(parser)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Parse, render, print. Wrong usage exits with 2 through argparse."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.out is None and arguments.frames is None:
+        parser.error("nothing to write: give --out OUT.mp4, --frames OUT.npy or both")
+    try:
+        report = _render(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    print(json.dumps(report.as_dict()) if arguments.json else describe(report))
+    return 0
+
+
+def _render(arguments: argparse.Namespace) -> RenderReport:
+    with AvatarSession.open(
+        arguments.package, device=arguments.device, threads=arguments.threads, compute=arguments.compute
+    ) as session:
+        return session.render(
+            audio=arguments.audio,
+            out=arguments.out,
+            frames=arguments.frames,
+            trace=arguments.trace,
+            avatar=arguments.avatar,
+            image=arguments.image,
+            size=arguments.size,
+            window=arguments.window,
+            motion=arguments.motion,
+            drop=arguments.drop,
+            steps=arguments.steps,
+            shift=arguments.shift,
+            guidance_text=arguments.guidance_text,
+            guidance_audio=arguments.guidance_audio,
+            prompt=arguments.prompt,
+            negative_prompt=arguments.negative_prompt,
+            seed=arguments.seed,
+            noise=arguments.noise,
+            on_progress=progress_line if arguments.progress or sys.stderr.isatty() else None,
+        )
+
+
+def progress_line(done: int, total: int) -> None:
+    """Rewrite one line on stderr: how many frames of how many are written."""
+    print(f"\r{done}/{total} frames", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def describe(report: RenderReport) -> str:
+    """Say in a few lines what was made and how fast."""
+    lines = [f"wrote {path}" for path in report.files]
+    lines.append(
+        f"{report.frame_count} frames of {report.height}x{report.width} at {report.fps} fps ({report.media_s:.2f} s) "
+        f"in {report.wall_s:.2f} s: real-time factor {report.real_time_factor:.2f}"
+    )
+    lines.append(f"engine {report.provider}, {report.precision}, {report.threads} threads, asked for {report.device}; {report.machine}")
+    return "\n".join(lines)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which graph runs where: opens a package's graphs on the device that was asked for, and says what was got."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from .engine import Engine, open_engine, usable_cores
+from .model_package import ModelPackage
+from .timing import Trace
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Where a package is asked to run."""
+
+    device: str = "cpu"
+    """cpu, cuda:N, openvino:NAME or auto."""
+    threads: int = 0
+    """All engines together use at most this many; 0: the cores this process may use."""
+    compute: str = "auto"
+    """Arithmetic precision."""
+
+
+class Placement(Mapping[str, Engine]):
+    """Graph name to its engine. A graph is opened when it is first looked up, and only once."""
+
+    def __init__(self, package: ModelPackage, asked: Asked) -> None:
+        self._package = package
+        self._asked = asked
+        self._engines: dict[str, Engine] = {}
+        self.trace: Trace | None = None
+        """Where openings are recorded while a stream runs."""
+
+    def __getitem__(self, graph: str) -> Engine:
+        if graph not in self._package.manifest.graphs:
+            raise KeyError(graph)
+        if graph not in self._engines:
+            self._engines[graph] = self._open(graph)
+        return self._engines[graph]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._package.manifest.graphs)
+
+    def __len__(self) -> int:
+        return len(self._package.manifest.graphs)
+
+    @property
+    def threads(self) -> int:
+        """How many threads all engines together may use."""
+        return self._asked.threads or usable_cores()
+
+    def warm(self, *graphs: str) -> None:
+        """Open graphs now rather than at first use."""
+        for graph in graphs:
+            _ = self[graph]
+
+    def got(self) -> dict[str, tuple[str, str]]:
+        """Return graph name to (provider, precision) of everything that is open."""
+        return {name: (engine.provider, engine.precision) for name, engine in self._engines.items()}
+
+    def close(self) -> None:
+        """Free every engine."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+    def _open(self, graph: str) -> Engine:
+        path = self._package.graph_path(graph)
+        engine = open_engine(path, device=self._asked.device, threads=self.threads, compute=self._asked.compute)
+        if self.trace is not None:
+            self.trace.note("engine", graph=graph, asked=self._asked.device, provider=engine.provider, precision=engine.precision)
+        return engine

@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public front: open a package, stream or render an avatar, prepare avatars."""
+
+import dataclasses
+import platform
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from .audio import SAMPLE_RATE, load_speech, normalise_loudness, video_frame_count
+from .avatar import Avatar, write_avatar
+from .chunks import VideoChunk
+from .engine import COMPUTE_CHOICES, parse_device
+from .errors import EdgereelsError
+from .model_package import ModelPackage
+from .placement import Asked, Placement
+from .planner import plan
+from .prepare import Preparation, find_avatar
+from .sampler import Draws, Guidance, RecordedDraws, SeededDraws, draw_shapes
+from .schedulers import euler_timesteps
+from .sinks import ArraySink, Mp4Sink, Sink
+from .stream import LATENT_CHANNELS, VAE_STRIDE, Stream
+from .tables import rope_tables
+from .timing import Trace
+
+DEFAULT_SEED = 42
+"""The published pipeline's default."""
+
+Samples = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class RenderReport:
+    """What a render made, and how fast on which machine."""
+
+    files: tuple[Path, ...]
+    """What was written."""
+    frame_count: int
+    """Frames of video."""
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    fps: float
+    """Frames per second."""
+    wall_s: float
+    """From the first denoising step to the last frame written."""
+    device: str
+    """What was asked for."""
+    provider: str
+    """What ran the transformer."""
+    precision: str
+    """What it computed in."""
+    threads: int
+    """At most this many for all engines together."""
+    machine: str
+    """Processor, as the system names it."""
+    package_digest: str
+    """Which package."""
+
+    @property
+    def media_s(self) -> float:
+        """Seconds of video."""
+        return self.frame_count / self.fps
+
+    @property
+    def real_time_factor(self) -> float:
+        """Wall time over media time; below 1 is faster than real time."""
+        return self.wall_s / self.media_s
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        fields = dataclasses.asdict(self) | {"files": [str(path) for path in self.files]}
+        return fields | {"media_s": self.media_s, "real_time_factor": self.real_time_factor}
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How to sample one stream; what is None is the package's own."""
+
+    size: tuple[int, int] | None = None
+    """(height, width), multiples of 16."""
+    window: int | None = None
+    """Frames denoised together, 4n+1."""
+    motion: int | None = None
+    """Frames handed from one window to the next, 4n+1."""
+    drop: int | None = None
+    """Frames thrown away at a window's end, 4n."""
+    steps: int | None = None
+    """Denoising steps."""
+    shift: float | None = None
+    """Shift of the timesteps."""
+    guidance_text: float = 1.0
+    """Scale against the negative prompt, at least 1."""
+    guidance_audio: float = 1.0
+    """Scale against silence, at least 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class _ReadyStream:
+    """A stream that has been checked and prepared, before its first denoising step."""
+
+    stream: Stream
+    sound: Samples
+    frame_count: int
+    height: int
+    width: int
+
+
+class AvatarSession:
+    """An open package. Use it with `with`; it runs one stream at a time.
+
+    A session is not to be used from several threads at once: a second stream raises `EdgereelsError` while the first
+    is running. Several sessions may run in several threads; they share one pool of engine threads. The interpreter
+    lock is free while an engine works.
+    """
+
+    thread_safe = False
+
+    def __init__(self, package: ModelPackage, asked: Asked) -> None:
+        self.package = package
+        self._asked = asked
+        self._placement = Placement(package, asked)
+        self._busy = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        package: str | Path = "default",
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        compute: str = "auto",
+        verify: str = "full",
+    ) -> Self:
+        """Open a package on a device.
+
+        Args:
+            package: its folder, or "default" for the embedded one.
+            device: cpu, cuda:N or auto.
+            threads: all engines together use at most this many; default: the cores this process may use.
+            compute: arithmetic precision asked of the engine: auto, f32, bf16 or f16.
+            verify: "full" compares every file's digest, "size" only sizes.
+
+        Raises:
+            PackageError: the package is damaged, incomplete or unsafe.
+            EngineError: the device or the precision is not to be had.
+            ValueError: an argument that makes no sense.
+        """
+        parse_device(device)
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}; expected at least 1")
+        if compute not in COMPUTE_CHOICES:
+            raise ValueError(f"compute {compute!r} is unknown; expected one of {', '.join(COMPUTE_CHOICES)}")
+        return cls(ModelPackage.open(package, verify=verify), Asked(device=device, threads=threads or 0, compute=compute))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the engines. Closing twice is not an error."""
+        self._placement.close()
+
+    @property
+    def avatars(self) -> tuple[str, ...]:
+        """Names of the avatars inside the package."""
+        return tuple(self.package.manifest.avatars)
+
+    def stream(
+        self,
+        *,
+        audio: str | Path | Samples,
+        avatar: str | Path | Avatar | None = None,
+        image: str | Path | None = None,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        seed: int | None = None,
+        noise: Path | None = None,
+        trace: Trace | None = None,
+        **settings: Any,
+    ) -> Iterator[VideoChunk]:
+        """Yield chunks of video as they are made.
+
+        Everything is checked before the first chunk is asked for. Closing the generator early leaves nothing running.
+
+        Args:
+            audio: a sound file, or mono samples at 16 kHz.
+            avatar: an avatar file, the name of one inside the package, or an `Avatar`; default: the package's first.
+            image: a portrait instead of an avatar.
+            prompt: what the key-frame pass shows.
+            negative_prompt: what guidance leads away from.
+            seed: of the random draws; default 42.
+            noise: a file with recorded draws instead.
+            trace: where to record what happens when.
+            settings: fields of `StreamSettings`.
+
+        Raises:
+            MediaError: the sound or the picture can't be used.
+            PackageError: the package lacks something that this needs.
+            NoiseError: the recorded draws don't fit.
+            ValueError: settings that don't go together.
+        """
+        ready = self._prepare(
+            audio=audio,
+            avatar=avatar,
+            image=image,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            noise=noise,
+            trace=trace or Trace(),
+            settings=StreamSettings(**settings),
+        )
+        return self._run(ready)
+
+    def render(
+        self,
+        *,
+        audio: str | Path | Samples,
+        out: Path | None = None,
+        frames: Path | None = None,
+        trace: Path | None = None,
+        on_progress: Progress | None = None,
+        **arguments: Any,
+    ) -> RenderReport:
+        """Write a video with sound, an array of frames, or both; arguments as for `stream`.
+
+        Args:
+            audio: a sound file, or mono samples at 16 kHz.
+            out: mp4 file to write.
+            frames: .npy file to write: uint8 (T, H, W, 3) RGB.
+            trace: .jsonl file to write.
+            on_progress: called with (frames written, frames in all).
+            arguments: as for `stream`.
+        """
+        record = Trace()
+        avatar, image = arguments.pop("avatar", None), arguments.pop("image", None)
+        prompt, negative_prompt = arguments.pop("prompt", None), arguments.pop("negative_prompt", None)
+        seed, noise = arguments.pop("seed", None), arguments.pop("noise", None)
+        ready = self._prepare(
+            audio=audio,
+            avatar=avatar,
+            image=image,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            noise=noise,
+            trace=record,
+            settings=StreamSettings(**arguments),
+        )
+        with ExitStack() as stack:
+            sinks = [stack.enter_context(sink) for sink in self._sinks(ready, out=out, frames=frames)]
+            written = 0
+            for chunk in self._run(ready):
+                for sink in sinks:
+                    with record.span("sink", chunk=chunk.index, sink=type(sink).__name__):
+                        sink.write(chunk.frames)
+                written += len(chunk.frames)
+                if on_progress is not None:
+                    on_progress(written, ready.frame_count)
+        report = self._report(ready, record, files=tuple(path for path in (out, frames) if path is not None))
+        if trace is not None:
+            record.note("report", **report.as_dict())
+            record.write(trace)
+        return report
+
+    def prepare_avatar(
+        self,
+        image: str | Path,
+        out: Path,
+        *,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        size: tuple[int, int] | None = None,
+        window: int | None = None,
+    ) -> Avatar:
+        """Write an avatar file: the portrait and whatever of it is costly and constant."""
+        face = find_avatar(self.package, image=image)
+        preparation = Preparation(self.package, self._placement, face, size=size, trace=Trace())
+        avatar = preparation.avatar(
+            prompt=prompt, negative_prompt=negative_prompt, window=window or self.package.manifest.settings.window
+        )
+        write_avatar(out, avatar)
+        return avatar
+
+    def _run(self, ready: _ReadyStream) -> Iterator[VideoChunk]:
+        if not self._busy.acquire(blocking=False):
+            raise EdgereelsError("this session is already running a stream; finish or close that one, or open another session")
+        try:
+            yield from ready.stream.chunks()
+        finally:
+            self._busy.release()
+
+    def _prepare(
+        self,
+        *,
+        audio: str | Path | Samples,
+        avatar: str | Path | Avatar | None,
+        image: str | Path | None,
+        prompt: str | None,
+        negative_prompt: str | None,
+        seed: int | None,
+        noise: Path | None,
+        trace: Trace,
+        settings: StreamSettings,
+    ) -> _ReadyStream:
+        """Check everything, then compute what a stream needs before its first step."""
+        self.package.require("audio_encoder", "vae_encoder", "vae_decoder", "dit", "finish")
+        own = self.package.manifest.settings
+        guidance = Guidance(text=settings.guidance_text, audio=settings.guidance_audio)
+        timesteps = euler_timesteps(settings.steps or own.steps, shift=settings.shift or own.shift)
+        sound = normalise_loudness(audio if isinstance(audio, np.ndarray) else load_speech(Path(audio)))
+        made = plan(
+            video_frame_count(len(sound)),
+            window=settings.window or own.window,
+            motion=settings.motion or own.motion,
+            drop=own.drop if settings.drop is None else settings.drop,
+        )
+        face = find_avatar(self.package, avatar=avatar, image=image)
+        preparation = Preparation(self.package, self._placement, face, size=settings.size, trace=trace)
+        height, width = preparation.size
+        latent = (LATENT_CHANNELS, made.key_pass.latent_frames, height // VAE_STRIDE, width // VAE_STRIDE)
+        draws: Draws = SeededDraws(DEFAULT_SEED if seed is None else seed)
+        if noise is not None:
+            motion_latents = [window.motion_latents for window in made.passes]
+            shapes = draw_shapes(
+                [count > 0 for count in motion_latents], latent=latent, motion_latents=max(motion_latents), steps=len(timesteps) - 1
+            )
+            draws = RecordedDraws(noise, shapes=shapes)
+        conditions = preparation.conditions(
+            sound, prompt=prompt, negative_prompt=negative_prompt, guidance=guidance, window=made.key_pass.window
+        )
+        grid = (latent[1], latent[2] // 2, latent[3] // 2)
+        stream = Stream(
+            made,
+            engines=self._placement,
+            conditions=conditions,
+            schedule=preparation.schedule(timesteps),
+            rope=rope_tables(grid, head_dim=preparation.dit.head_dim),
+            guidance=guidance,
+            draws=draws,
+            fps=own.fps,
+            trace=trace,
+        )
+        self._placement.warm("vae_encoder_first", "vae_encoder_next", "vae_decoder_first", "vae_decoder_next", "dit", "finish")
+        return _ReadyStream(stream, sound, made.audio_frames, height, width)
+
+    def _sinks(self, ready: _ReadyStream, *, out: Path | None, frames: Path | None) -> list[Sink]:
+        sinks: list[Sink] = []
+        if frames is not None:
+            sinks.append(ArraySink(frames, frame_count=ready.frame_count, height=ready.height, width=ready.width))
+        if out is not None:
+            comment = f"AI-generated by edgereels with the package {self.package.manifest.name} sha256:{self.package.digest}"
+            fps = round(self.package.manifest.settings.fps)
+            sinks.append(
+                Mp4Sink(
+                    out, height=ready.height, width=ready.width, fps=fps, sound=ready.sound, sample_rate=SAMPLE_RATE, comment=comment
+                )
+            )
+        return sinks
+
+    def _report(self, ready: _ReadyStream, trace: Trace, *, files: tuple[Path, ...]) -> RenderReport:
+        first_s = min(entry["start_s"] for entry in trace.events if entry["event"] == "dit")
+        last_s = max(entry["end_s"] for entry in trace.events)
+        provider, precision = self._placement.got()["dit"]
+        return RenderReport(
+            files=files,
+            frame_count=ready.frame_count,
+            height=ready.height,
+            width=ready.width,
+            fps=self.package.manifest.settings.fps,
+            wall_s=last_s - first_s,
+            device=self._asked.device,
+            provider=provider,
+            precision=precision,
+            threads=self._placement.threads,
+            machine=processor_name(),
+            package_digest=self.package.digest,
+        )
+
+
+def processor_name() -> str:
+    """Return what the system calls its processor, and how many cores it has."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {len(names) or 'unknown number of'} cores"

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The walls of the house: which room may import what. Read from the source, so nothing needs to be installed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "torchvision", "transformers", "diffusers", "optimum", "onnx", "onnxscript", "onnx_ir", "onnxsim"}
+HEAVY |= {"onnxruntime", "openvino", "av", "nncf", "cv2", "soundfile", "soxr", "PIL", "tokenizers", "ftfy", "sounddevice"}
+ENGINES_AND_MEDIA = HEAVY & {"onnxruntime", "openvino", "av", "cv2", "soundfile", "soxr", "PIL", "tokenizers", "ftfy", "sounddevice"}
+
+# What of the runtime every room may share: pure arithmetic, the format, errors, and the engine that will run a graph.
+SHARED = {"errors", "model_package", "package_writer", "onnx_preflight", "golden", "tables", "schedulers", "chunks", "planner"}
+SHARED |= {"audio", "image", "avatar", "text", "engine", "engine_onnxruntime", "wav"}
+ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "runtime": (set(), ENGINES_AND_MEDIA),
+    "export": ({f"runtime.{name}" for name in SHARED}, HEAVY - {"openvino", "av", "nncf", "sounddevice"}),
+    "quant": ({f"runtime.{name}" for name in SHARED} | {"runtime"}, {"onnx", "onnxruntime", "nncf"}),
+    "benchmarks": ({"runtime"}, set()),
+}
+FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Return the modules a file imports, cross-room ones as `room.module`, third-party ones by top-level name."""
+    _room, *inside = path.relative_to(ROOT).parts
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.ImportFrom) and node.level > len(inside):  # climbs out of its room
+            module = node.module or ""
+            found |= {f"{module}.{name.name}" for name in node.names} if "." not in module and module != "" else {module}
+    return found
+
+
+def crossings(path: Path) -> set[str]:
+    """Return what a file takes from other rooms."""
+    return {name for name in imports(path) if name.split(".")[0] in ROOMS}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_what_it_may(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    rooms_allowed, heavy_allowed = ROOMS[room]
+    found = imports(path)
+    beyond = {name for name in crossings(path) if name not in rooms_allowed and name.split(".")[0] not in rooms_allowed}
+    assert not beyond, f"{path} reaches into {beyond}"
+    assert found & HEAVY <= heavy_allowed, f"{path} imports {found & HEAVY - heavy_allowed}"
+    assert "edgereels" not in found, f"{path}: import other rooms relatively (editors follow that; see setup.py)"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "runtime").rglob("*.py")), ids=lambda path: path.name)
+def test_the_runtime_imports_heavy_libraries_only_inside_functions(path: Path) -> None:
+    assert not imports(path, top_level_only=True) & HEAVY
+
+
+def test_the_rule_sees_a_wrong_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: the reader above finds what it is there to find."""
+    (tmp_path / "runtime").mkdir()
+    wrong = tmp_path / "runtime" / "wrong.py"
+    wrong.write_text("import torch\nfrom ..export import dit\nfrom ..export.vae import decode\n", encoding="utf-8")
+    monkeypatch.setitem(imports.__globals__, "ROOT", tmp_path)
+    assert imports(wrong) == {"torch", "export.dit", "export.vae"}
+
+
+@pytest.mark.parametrize("room", ["runtime", "quant", "benchmarks"])
+def test_importing_a_room_loads_nothing_heavy(room: str, tmp_path: Path) -> None:
+    code = f"import sys, edgereels.{room}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == ""
+
+
+def test_every_file_carries_its_licence() -> None:
+    tracked = [path for folder in (*ROOMS, "tests", "examples") for path in (ROOT / folder).rglob("*.py")]
+    bare = [str(path.relative_to(ROOT)) for path in tracked if "SPDX-License-Identifier: Apache-2.0" not in path.read_text(encoding="utf-8")[:200]]
+    assert not bare
