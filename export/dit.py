@@ -121,8 +121,8 @@ def graphs(dit: Dit) -> list[GraphSpec]:
 
 
 def block_graph(block: DitBlock, *, name: str) -> GraphSpec:
-    """Return the graph of one block."""
-    return _graph(block, name, block.input_names, ("tokens_out",), config=block.config)
+    """Return the graph of one block; its parameters are named `block.` and then as in the block."""
+    return _graph(_Block(block), name, block.input_names, ("tokens_out",), config=block.config)
 
 
 def fused_graph(dit: Dit) -> GraphSpec:
@@ -148,6 +148,18 @@ def _time_graph(dit: Dit) -> GraphSpec:
     }
     outputs = ("head_modulation", "modulation")
     return _graph(dit.time, "dit_time", ("sinusoid",), outputs, config=dit.config, axes=shapes)
+
+
+class _Block(nn.Module):
+    """A block whose parameter `modulation` is not called like the input: a graph has one space of names."""
+
+    def __init__(self, block: DitBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, tokens: Tensor, *conditions: Tensor) -> tuple[Tensor]:
+        """Return the new tokens."""
+        return self.block(tokens, *conditions)
 
 
 class _Fused(nn.Module):

@@ -38,8 +38,8 @@ def gated(rows: Tensor, gate: Tensor) -> Tensor:
 
 
 def in_groups(rows: Tensor, vectors: Tensor) -> Tensor:
-    """View rows [B, N, dim] as [G, B * N / G, dim], one group for each of G vectors."""
-    return rows.reshape(vectors.shape[0], -1, rows.shape[-1])
+    """View rows [B, N, dim] as [G, B * N / G, dim], one group for each of G vectors; G of 1 needs no view."""
+    return rows if vectors.shape[0] == 1 else rows.reshape(vectors.shape[0], -1, rows.shape[-1])
 
 
 class SelfAttention(nn.Module):
