@@ -145,17 +145,21 @@ def load_golden(path: Path) -> GoldenVectors:
     Raises:
         PackageError: a tensor is neither input nor output, or the tolerance is missing or wrong.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     inputs: dict[str, Array] = {}
     outputs: dict[str, Array] = {}
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
-        for key in file.keys():
-            kind, _, name = key.partition(".")
-            if f"{kind}." not in (INPUT, OUTPUT):
-                raise PackageError(f"{path.name}: the tensor {key!r} is neither in.* nor out.*", code="golden")
-            (inputs if f"{kind}." == INPUT else outputs)[name] = file.get_tensor(key)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+    except (SafetensorError, TypeError) as error:  # TypeError: an element type that numpy lacks
+        raise PackageError(f"{path.name} can not be read: {error}", code="golden") from error
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition(".")
+        if f"{kind}." not in (INPUT, OUTPUT):
+            raise PackageError(f"{path.name}: the tensor {key!r} is neither in.* nor out.*", code="golden")
+        (inputs if f"{kind}." == INPUT else outputs)[name] = tensor
     if not outputs or TOLERANCE not in metadata:
         raise PackageError(f"{path.name} has no outputs or no tolerance to compare with", code="golden")
     return GoldenVectors(inputs, outputs, _tolerance(metadata[TOLERANCE], where=path.name))

@@ -92,6 +92,12 @@ class ModelPackage:
         """Return the .onnx file of a graph; raise `PackageError` where there is none."""
         return self.root / self.graph(name).file
 
+    def summary(self, name: str) -> GraphSummary:
+        """Return what the bytes of a graph hold: its nodes, its constants and where their values lie."""
+        sizes = {file: entry.size_bytes for file, entry in self.manifest.files.items()}
+        path = self.graph_path(name)
+        return preflight(path.read_bytes(), files=sizes, where=f"{self.name}/{path.name}")
+
     def golden_path(self, name: str) -> Path | None:
         """Return the file of a graph's golden vectors, or None."""
         file = self.manifest.golden.get(name)

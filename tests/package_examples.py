@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real package of a few kilobytes, made on the spot: two graphs over one file of weights, golden vectors, an avatar."""
+"""A real package of a few kilobytes, made on the spot: graphs over one file of weights, golden vectors, an avatar."""
 
 import hashlib
 import json

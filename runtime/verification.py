@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a package's golden vectors on a device, and say in one value what came out."""
+
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .engine import Engine
+from .errors import EngineError
+from .golden import GoldenResult, GoldenVectors, check_graph, load_golden
+from .model_package import ModelPackage
+from .onnx_preflight import Tensor
+
+REPORT_FORMAT = "edgereels-verification"
+REPORT_VERSION = 1
+SCAN_BYTES = 16 << 20
+
+OpenEngine = Callable[[Path], Engine]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphCheck:
+    """What a device made of one graph."""
+
+    result: GoldenResult
+    """Against the golden vectors."""
+    provider: str
+    """What ran it, as the engine's library calls it; empty where the graph could not be opened."""
+    precision: str
+    """Arithmetic in use: f32, f16 or bf16; empty as above."""
+    run_ms: float
+    """Wall time of one run without warm-up; says whether something is very wrong, not how fast the device is."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a device made of a package."""
+
+    package: ModelPackage
+    """Which package; its digests were compared when it was opened."""
+    checks: tuple[GraphCheck, ...]
+    """One for every graph with golden vectors."""
+    unchecked: tuple[str, ...]
+    """Graphs without golden vectors."""
+    broken_weights: tuple[str, ...]
+    """Weights that hold NaN or infinity; looked for by a full verification only."""
+    full: bool
+    """Whether weights were scanned and every graph ran twice."""
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """One line for everything that is not as it should be."""
+        return tuple(_faults(self))
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+
+def _faults(verification: Verification) -> Iterator[str]:
+    for check in verification.checks:
+        result = check.result
+        if result.fault:
+            yield f"{result.graph}: {result.fault}"
+        elif not result.passed and (worst := result.worst):
+            yield f"{result.graph}: {worst.output}: {worst.fault}"
+    for name in verification.broken_weights:
+        yield f"{name}: holds NaN or infinity"
+
+
+def verify_package(
+    package: ModelPackage, *, open_engine: OpenEngine, full: bool = False, progress: Callable[[str], None] | None = None
+) -> Verification:
+    """Run the golden vectors of every graph that has some.
+
+    Args:
+        package: opened with verify="full".
+        open_engine: opens a graph file on the device in question.
+        full: also run every graph a second time, which must give the same bits, and look for NaN in all weights.
+        progress: called with the name of each graph before it is run.
+
+    Raises:
+        EngineError: no graph at all can be opened, always for the same reason: the device is not to be had.
+        PackageError: a golden file is wrong.
+    """
+    checks: list[GraphCheck] = []
+    for name in package.manifest.graphs:
+        path = package.golden_path(name)
+        if path is not None:
+            if progress:
+                progress(name)
+            checks.append(
+                _check(package.graph_path(name), load_golden(path), graph=name, open_engine=open_engine, twice=full)
+            )
+    reasons = {check.result.fault for check in checks}
+    if len(reasons) == 1 and all(reasons) and not any(check.provider for check in checks):
+        raise EngineError(reasons.pop())
+    unchecked = tuple(name for name in package.manifest.graphs if name not in package.manifest.golden)
+    return Verification(package, tuple(checks), unchecked, tuple(broken_weights(package)) if full else (), full)
+
+
+def _check(path: Path, vectors: GoldenVectors, *, graph: str, open_engine: OpenEngine, twice: bool) -> GraphCheck:
+    try:
+        engine = open_engine(path)
+    except EngineError as error:
+        return GraphCheck(GoldenResult(graph, (), vectors.tolerance, str(error)), "", "", 0.0)
+    try:
+        started_s = time.perf_counter()
+        result = check_graph(engine, vectors, graph=graph)
+        run_ms = (time.perf_counter() - started_s) * 1e3
+        if twice and result.passed and not _same_bits(engine, vectors):
+            result = GoldenResult(graph, result.outputs, result.tolerance, "two runs gave different bits")
+        return GraphCheck(result, engine.provider, engine.precision, run_ms)
+    except EngineError as error:
+        failed = GoldenResult(graph, (), vectors.tolerance, str(error))
+        return GraphCheck(failed, engine.provider, engine.precision, 0.0)
+    finally:
+        engine.close()
+
+
+def _same_bits(engine: Engine, vectors: GoldenVectors) -> bool:
+    first, second = engine.run(vectors.inputs), engine.run(vectors.inputs)
+    return all(np.array_equal(first[name], second[name]) for name in vectors.outputs)
+
+
+def broken_weights(package: ModelPackage) -> Iterator[str]:
+    """Yield `file: weight` for every weight of floating point that holds NaN or infinity; each is read once."""
+    seen: set[tuple[str, int]] = set()
+    for name, entry in package.manifest.graphs.items():
+        for tensor in package.summary(name).tensors:
+            file = tensor.location or entry.file
+            if tensor.offset >= 0 and (file, tensor.offset) not in seen:
+                seen.add((file, tensor.offset))
+                if not _is_finite(package.root / file, tensor):
+                    yield f"{file}: {tensor.name or 'a constant'}"
+
+
+# Bits of the exponent: a value is NaN or infinite where all of them are set.
+EXPONENTS: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
+    "float16": (np.uint16, 0x7C00),
+    "bfloat16": (np.uint16, 0x7F80),
+    "float32": (np.uint32, 0x7F800000),
+    "float64": (np.uint64, 0x7FF0000000000000),
+}
+
+
+def _is_finite(path: Path, tensor: Tensor) -> bool:
+    if tensor.dtype not in EXPONENTS:
+        return True
+    kind, exponent = EXPONENTS[tensor.dtype]
+    with path.open("rb") as stream:
+        stream.seek(tensor.offset)
+        left = tensor.size_bytes
+        while left:
+            piece = stream.read(min(left, SCAN_BYTES))
+            left -= len(piece)
+            bits = np.frombuffer(piece, dtype=kind)
+            if bool(np.any((bits & kind(exponent)) == kind(exponent))):
+                return False
+    return True
+
+
+# ── What somebody else's hardware can send back ──────────────────────────────────────────────────────────────────────
+
+
+def report_of(verification: Verification, *, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return a verification as JSON: package, machine, versions and every figure; no user, host or folder names."""
+    package = verification.package
+    return {
+        "format": REPORT_FORMAT,
+        "format_version": REPORT_VERSION,
+        "package": {
+            "name": package.manifest.name,
+            "digest": package.digest,
+            "precision": package.manifest.precision,
+            "made_with": dict(package.manifest.made_with),
+        },
+        "asked": asked,
+        "machine": machine(),
+        "versions": versions(),
+        "full": verification.full,
+        "passed": verification.passed,
+        "faults": list(verification.faults),
+        "graphs": [_check_as_json(check) for check in verification.checks],
+        "unchecked": list(verification.unchecked),
+    }
+
+
+def _check_as_json(check: GraphCheck) -> dict[str, Any]:
+    return {
+        "graph": check.result.graph,
+        "passed": check.result.passed,
+        "fault": check.result.fault,
+        "provider": check.provider,
+        "precision": check.precision,
+        "run_ms": round(check.run_ms, 3),
+        "tolerance": asdict(check.result.tolerance),
+        "outputs": [
+            {key: None if value in (math.inf, math.nan) else value for key, value in asdict(output).items()}
+            for output in check.result.outputs
+        ],
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Return what decides about results on this machine."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "architecture": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes, as far as installed."""
+    found: dict[str, str] = {}
+    for name in ("edgereels", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
