@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is a graph its module? Both run on the same inputs, at two shapes; the result stands in the package.
+
+The engine is the one that will run the package, at float32. The outputs of the module for the smaller shape become the
+package's golden vectors.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..runtime.engine import open_engine
+from ..runtime.errors import VerificationError
+from ..runtime.golden import F32, OutputResult, Tolerance, compare_output, golden_bytes
+from .graph_spec import GraphSpec
+
+Array = npt.NDArray[np.generic]
+Module = Callable[[tuple[Tensor, ...]], Sequence[Tensor]]
+
+FP16_STORAGE = Tolerance(
+    rel_l2=5e-3,
+    max_abs=5e-2,
+    reason="weights rounded to float16: 2^-11 each, and a few layers that amplify it",
+    levels=2,
+)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How near a graph came to its module, over all outputs and shapes."""
+
+    max_abs: float
+    """Largest absolute difference of a float output."""
+    max_rel: float
+    """The same, relative to the largest absolute value of that output's reference."""
+    shapes: int
+    """At how many input shapes they were compared."""
+    golden: bytes
+    """Golden file: inputs and the module's outputs at the first shape."""
+
+    def record(self) -> dict[str, float | int]:
+        """Return what the manifest says."""
+        return {"max_abs": self.max_abs, "max_rel": self.max_rel, "shapes": self.shapes}
+
+
+def tolerance_for(precision: str) -> Tolerance:
+    """Return how far a graph may be from its module, by how its weights are stored."""
+    return F32 if precision == "fp32" else FP16_STORAGE
+
+
+def compare(spec: GraphSpec, *, graph: Path, module: Module, precision: str, threads: int) -> Parity:
+    """Run module and graph on both example inputs.
+
+    Args:
+        spec: names and inputs.
+        graph: the .onnx file, its weights beside it.
+        module: what the graph must agree with; takes one set of inputs.
+        precision: how the graph's weights are stored, fp32 or fp16.
+        threads: for both sides.
+
+    Raises:
+        VerificationError: they differ by more than `tolerance_for` allows, or a value is not finite.
+        EngineError: the engine refuses the graph.
+    """
+    tolerance = tolerance_for(precision)
+    references = [_reference(spec, module, example) for example in spec.examples]
+    results: list[OutputResult] = []
+    engine = open_engine(graph, device="cpu", threads=threads, compute="f32")
+    try:
+        for example, reference in zip(spec.examples, references, strict=True):
+            ours = engine.run(_inputs(spec, example))
+            for name, theirs in reference.items():
+                result = compare_output(name, ours=ours.get(name), theirs=theirs, tolerance=tolerance)
+                if not result.passed:
+                    shape = list(theirs.shape)
+                    raise VerificationError(
+                        f"graph {spec.name} is not its PyTorch module: output {name} {shape}: {result.fault}"
+                    )
+                if theirs.dtype.kind == "f":
+                    results.append(result)
+    finally:
+        engine.close()
+    return Parity(
+        max_abs=max((result.max_abs for result in results), default=0.0),
+        max_rel=max((result.rel_max for result in results), default=0.0),
+        shapes=len(spec.examples),
+        golden=golden_bytes(_inputs(spec, spec.examples[0]), references[0], tolerance=tolerance),
+    )
+
+
+def _reference(spec: GraphSpec, module: Module, example: tuple[Tensor, ...]) -> dict[str, Array]:
+    with torch.no_grad():
+        outputs = module(example)
+    named = dict(zip(spec.output_names, (output.numpy() for output in outputs), strict=True))
+    broken = [name for name, array in named.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+    if broken:
+        raise VerificationError(f"graph {spec.name}: the PyTorch module gives NaN or infinity in {', '.join(broken)}")
+    return named
+
+
+def _inputs(spec: GraphSpec, example: tuple[Tensor, ...]) -> Mapping[str, Array]:
+    return {name: tensor.numpy() for name, tensor in zip(spec.input_names, example, strict=True)}
