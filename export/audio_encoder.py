@@ -66,12 +66,13 @@ class AudioEncoderConfig:
         for key, value in expected.items():
             if values.get(key, value) != value:
                 raise ValueError(f"speech encoder: {key} is {values[key]!r}; this build has {value!r} only")
-        if values.get("feat_extract_norm", "group") not in ("group", "layer"):
-            raise ValueError(
-                f"speech encoder: feat_extract_norm is {values['feat_extract_norm']!r}, not group or layer"
-            )
+        norm = values.get("feat_extract_norm", "group")
+        if norm not in ("group", "layer"):
+            raise ValueError(f"speech encoder: feat_extract_norm is {norm!r}; it must be group or layer")
         known = {field.name for field in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+        arguments: dict[str, Any] = {key: values[key] for key in values if key in known}
+        listed: dict[str, Any] = {key: tuple(arguments[key]) for key in arguments if isinstance(arguments[key], list)}
+        return cls(**(arguments | listed))
 
     def conv_frames(self, samples: int) -> int:
         """Return how many frames the convolutions make of so many samples at 16 kHz (50 a second, about)."""

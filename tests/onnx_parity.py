@@ -18,7 +18,9 @@ def export_and_compare(spec: GraphSpec, folder: Path, *, more_inputs: Sequence[t
     """Write ``<folder>/<name>.onnx``; return the largest absolute difference over all outputs and example inputs."""
     path = folder / f"{spec.name}.onnx"
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():  # the exporter's own deprecations are none of ours
+    # Without gradients, or torch traces another attention kernel than it decomposes; the exporter's own deprecations
+    # are none of ours.
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             spec.module,
