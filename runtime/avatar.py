@@ -56,7 +56,13 @@ def write_avatar(path: Path, avatar: Avatar) -> None:
 
     tensors = {"portrait": np.ascontiguousarray(avatar.portrait)}
     tensors |= {name: np.ascontiguousarray(value) for name in _TENSORS if (value := getattr(avatar, name)) is not None}
-    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "name": avatar.name, "size": avatar.size, "window": avatar.window}
+    header = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": avatar.name,
+        "size": avatar.size,
+        "window": avatar.window,
+    }
     header["package_digest"] = avatar.package_digest
     partial = path.with_name(path.name + ".partial")
     try:
@@ -77,13 +83,17 @@ def read_avatar(path: Path) -> Avatar:
     if not path.is_file():
         raise PackageError(f"{path} is not a file; expected an avatar made by `edgereels avatar`")
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise PackageError(f"{path} has {path.stat().st_size} bytes; expected an avatar file of at most {MAX_FILE_BYTES}")
+        raise PackageError(
+            f"{path} has {path.stat().st_size} bytes; expected an avatar file of at most {MAX_FILE_BYTES}"
+        )
     try:
         with safe_open(path, framework="np") as file:
             header: Any = json.loads((file.metadata() or {}).get(FORMAT, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
-        raise PackageError(f"{path} is damaged or no avatar file ({error}): make it again with `edgereels avatar`") from error
+        raise PackageError(
+            f"{path} is damaged or no avatar file ({error}): make it again with `edgereels avatar`"
+        ) from error
     return _checked(path, header, tensors)
 
 
@@ -92,11 +102,15 @@ def _checked(path: Path, header: Any, tensors: dict[str, npt.NDArray[Any]]) -> A
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise PackageError(f"{path} has no avatar header; expected a file made by `edgereels avatar`")
     if header.get("format_version") != FORMAT_VERSION:
-        raise PackageError(f"{path} has avatar format version {header.get('format_version')}; this build reads {FORMAT_VERSION}")
+        raise PackageError(
+            f"{path} has avatar format version {header.get('format_version')}; this build reads {FORMAT_VERSION}"
+        )
     unknown = sorted(set(tensors) - {"portrait", *_TENSORS})
     portrait = tensors.get("portrait")
     if unknown or portrait is None or portrait.dtype != np.uint8 or portrait.ndim != 3 or portrait.shape[2] != 3:
-        raise PackageError(f"{path} lacks a uint8 portrait [H, W, 3] or holds unknown tensors {unknown}: make it again with `edgereels avatar`")
+        raise PackageError(
+            f"{path} lacks a uint8 portrait [H, W, 3] or holds unknown tensors {unknown}: make it again with `edgereels avatar`"
+        )
     for name in set(tensors) & set(_TENSORS):
         if tensors[name].dtype != np.float32 or not np.isfinite(tensors[name]).all():
             raise PackageError(f"{path}: {name} is not finite float32: make it again with `edgereels avatar`")

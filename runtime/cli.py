@@ -44,7 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"edgereels {__version__}")
         return 0
     if arguments[0] not in verbs:
-        print(f"edgereels: {arguments[0]!r} is not a verb; expected one of {', '.join(verbs)}: see edgereels --help", file=sys.stderr)
+        print(
+            f"edgereels: {arguments[0]!r} is not a verb; expected one of {', '.join(verbs)}: see edgereels --help",
+            file=sys.stderr,
+        )
         return 2
     return _run(verbs[arguments[0]], arguments[1:])
 
@@ -81,11 +84,18 @@ def _load(verb: EntryPoint) -> Callable[[list[str]], int]:
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("edgereels"):
             raise
-        raise MissingExtraError(str(error.name), extra="export" if verb.name == "export" else "cpu", purpose=f"edgereels {verb.name}") from error
+        raise MissingExtraError(
+            str(error.name), extra="export" if verb.name == "export" else "cpu", purpose=f"edgereels {verb.name}"
+        ) from error
 
 
 def _help(verbs: dict[str, EntryPoint]) -> str:
-    lines = ["usage: edgereels VERB ...", "", "A talking-avatar model as ONNX graphs: export it, check it, stream it.", ""]
+    lines = [
+        "usage: edgereels VERB ...",
+        "",
+        "A talking-avatar model as ONNX graphs: export it, check it, stream it.",
+        "",
+    ]
     lines += [f"  {name:9} {SUMMARIES.get(name, '')}" for name in verbs]
     return "\n".join([*lines, "", "edgereels VERB --help lists a verb's options."])
 

@@ -17,12 +17,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument("out", type=Path, metavar="OUT", help="avatar file to write")
     parser.add_argument("--prompt", help="what the key-frame pass shows")
     parser.add_argument("--negative-prompt", help="what guidance leads away from")
-    parser.add_argument("--size", type=size, metavar="HxW", help="pixels to prepare for (default: the package's nearest to the portrait)")
-    parser.add_argument("--window", type=int, metavar="W", help="frames in a window to prepare for (default: the package's)")
+    parser.add_argument(
+        "--size",
+        type=size,
+        metavar="HxW",
+        help="pixels to prepare for (default: the package's nearest to the portrait)",
+    )
+    parser.add_argument(
+        "--window", type=int, metavar="W", help="frames in a window to prepare for (default: the package's)"
+    )
     add_common_options(parser)
     arguments = parser.parse_args(argv)
     try:
-        with AvatarSession.open(arguments.package, device=arguments.device, threads=arguments.threads, compute=arguments.compute) as session:
+        with AvatarSession.open(
+            arguments.package, device=arguments.device, threads=arguments.threads, compute=arguments.compute
+        ) as session:
             avatar = session.prepare_avatar(
                 arguments.image,
                 arguments.out,
@@ -33,6 +42,15 @@ def main(argv: list[str]) -> int:
             )
     except ValueError as error:
         parser.error(str(error))
-    summary = {"file": str(arguments.out), "size_bytes": arguments.out.stat().st_size, "size": avatar.size, "window": avatar.window}
-    print(json.dumps(summary) if arguments.json else f"wrote {arguments.out} ({summary['size_bytes']} bytes) for {avatar.size}")
+    summary = {
+        "file": str(arguments.out),
+        "size_bytes": arguments.out.stat().st_size,
+        "size": avatar.size,
+        "window": avatar.window,
+    }
+    print(
+        json.dumps(summary)
+        if arguments.json
+        else f"wrote {arguments.out} ({summary['size_bytes']} bytes) for {avatar.size}"
+    )
     return 0

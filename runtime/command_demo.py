@@ -14,13 +14,19 @@ DEMO_SPEECH = Path(__file__).parent / "embedded" / "demo.wav"
 
 def main(argv: list[str]) -> int:
     """Render the bundled clip and say where it is, how long it took, and the real-time factor."""
-    parser = argparse.ArgumentParser(prog="edgereels demo", description="Render a bundled speech clip with the embedded avatar.")
-    parser.add_argument("--out", type=Path, default=Path("edgereels-demo.mp4"), help="where to write (default: edgereels-demo.mp4)")
+    parser = argparse.ArgumentParser(
+        prog="edgereels demo", description="Render a bundled speech clip with the embedded avatar."
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("edgereels-demo.mp4"), help="where to write (default: edgereels-demo.mp4)"
+    )
     parser.add_argument("--avatar", metavar="NAME", help="one of the embedded avatars (default: the first)")
     add_common_options(parser)
     arguments = parser.parse_args(argv)
     try:
-        with AvatarSession.open("default", device=arguments.device, threads=arguments.threads, compute=arguments.compute) as session:
+        with AvatarSession.open(
+            "default", device=arguments.device, threads=arguments.threads, compute=arguments.compute
+        ) as session:
             report = session.render(
                 audio=DEMO_SPEECH,
                 out=arguments.out,

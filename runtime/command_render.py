@@ -23,8 +23,15 @@ def size(text: str) -> tuple[int, int]:
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add what every verb that runs graphs understands."""
     parser.add_argument("--device", default="cpu", help="cpu, cuda:N, openvino:CPU|GPU|NPU or auto (default: cpu)")
-    parser.add_argument("--compute", default="auto", choices=["auto", "f32", "bf16", "f16"], help="arithmetic precision (default: auto)")
-    parser.add_argument("--threads", type=int, metavar="N", help="all engines together use at most N (default: the cores this process may use)")
+    parser.add_argument(
+        "--compute", default="auto", choices=["auto", "f32", "bf16", "f16"], help="arithmetic precision (default: auto)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="all engines together use at most N (default: the cores this process may use)",
+    )
     parser.add_argument("--json", action="store_true", help="print results for machines")
     parser.add_argument("--progress", action="store_true", help="show progress even where stderr is no terminal")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -40,15 +47,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="OUT.mp4", help="write a video with sound")
     parser.add_argument("--frames", type=Path, metavar="OUT.npy", help="write frames: uint8 (T, H, W, 3) RGB")
     parser.add_argument("--trace", type=Path, metavar="FILE.jsonl", help="write what happened when (docs/trace.md)")
-    parser.add_argument("--size", type=size, metavar="HxW", help="pixels, multiples of 16 (default: the package's nearest to the portrait)")
+    parser.add_argument(
+        "--size",
+        type=size,
+        metavar="HxW",
+        help="pixels, multiples of 16 (default: the package's nearest to the portrait)",
+    )
     window = parser.add_argument_group("windows (default: the package's settings)")
     window.add_argument("--window", type=int, metavar="W", help="frames denoised together, 4n+1")
     window.add_argument("--motion", type=int, metavar="M", help="frames handed from one window to the next, 4n+1")
     window.add_argument("--drop", type=int, metavar="D", help="frames thrown away at a window's end, 4n")
     window.add_argument("--steps", type=int, metavar="N", help="denoising steps")
     window.add_argument("--shift", type=float, metavar="S", help="shift of the timesteps")
-    parser.add_argument("--guidance-text", type=float, default=1.0, metavar="G", help="scale against the negative prompt, at least 1 (default: 1)")
-    parser.add_argument("--guidance-audio", type=float, default=1.0, metavar="G", help="scale against silence, at least 1 (default: 1)")
+    parser.add_argument(
+        "--guidance-text",
+        type=float,
+        default=1.0,
+        metavar="G",
+        help="scale against the negative prompt, at least 1 (default: 1)",
+    )
+    parser.add_argument(
+        "--guidance-audio", type=float, default=1.0, metavar="G", help="scale against silence, at least 1 (default: 1)"
+    )
     parser.add_argument("--prompt", help="what the key-frame pass shows")
     parser.add_argument("--negative-prompt", help="what guidance leads away from")
     draws = parser.add_mutually_exclusive_group()
@@ -111,5 +131,7 @@ def describe(report: RenderReport) -> str:
         f"{report.frame_count} frames of {report.height}x{report.width} at {report.fps} fps ({report.media_s:.2f} s) "
         f"in {report.wall_s:.2f} s: real-time factor {report.real_time_factor:.2f}"
     )
-    lines.append(f"engine {report.provider}, {report.precision}, {report.threads} threads, asked for {report.device}; {report.machine}")
+    lines.append(
+        f"engine {report.provider}, {report.precision}, {report.threads} threads, asked for {report.device}; {report.machine}"
+    )
     return "\n".join(lines)

@@ -81,7 +81,9 @@ def parse_device(text: str) -> Device:
         return Device("cuda", name or "0")
     if kind == "openvino" and name in ("CPU", "GPU", "NPU"):
         return Device("openvino", name)
-    raise ValueError(f"device {text!r} is unknown; expected cpu, cuda:N, openvino:CPU, openvino:GPU, openvino:NPU or auto")
+    raise ValueError(
+        f"device {text!r} is unknown; expected cpu, cuda:N, openvino:CPU, openvino:GPU, openvino:NPU or auto"
+    )
 
 
 def usable_cores() -> int:
@@ -110,7 +112,9 @@ def open_engine(graph: Path, *, device: str = "cpu", threads: int | None = None,
         raise ValueError(f"threads is {threads}; expected at least 1")
     asked = parse_device(device)
     if asked.kind == "openvino":
-        raise EngineError(f"device {device!r} was asked for; this version has the ONNX Runtime engines only: use cpu or cuda:N")
+        raise EngineError(
+            f"device {device!r} was asked for; this version has the ONNX Runtime engines only: use cpu or cuda:N"
+        )
     from .engine_onnxruntime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(graph, device=asked, threads=threads or usable_cores(), compute=compute)

@@ -67,7 +67,9 @@ class OnnxRuntimeEngine:
             raise EngineError(f"ONNX Runtime refuses {graph.name}: {first_line}") from error
         got = self._session.get_providers()[0]
         if got != wanted:
-            raise EngineError(f"{wanted} was asked for {graph.name}, ONNX Runtime gave {got}: use --device cpu, or install edgereels[cuda]")
+            raise EngineError(
+                f"{wanted} was asked for {graph.name}, ONNX Runtime gave {got}: use --device cpu, or install edgereels[cuda]"
+            )
         self._provider = got
         self._inputs = tuple(value.name for value in self._session.get_inputs())
         self._outputs = tuple(value.name for value in self._session.get_outputs())

@@ -55,4 +55,6 @@ class MissingExtraError(EdgereelsError):
     """An optional dependency is not installed."""
 
     def __init__(self, module: str, *, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the module {module!r}, which is not installed: pip install 'edgereels[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the module {module!r}, which is not installed: pip install 'edgereels[{extra}]'"
+        )

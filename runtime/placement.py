@@ -68,5 +68,7 @@ class Placement(Mapping[str, Engine]):
         path = self._package.graph_path(graph)
         engine = open_engine(path, device=self._asked.device, threads=self.threads, compute=self._asked.compute)
         if self.trace is not None:
-            self.trace.note("engine", graph=graph, asked=self._asked.device, provider=engine.provider, precision=engine.precision)
+            self.trace.note(
+                "engine", graph=graph, asked=self._asked.device, provider=engine.provider, precision=engine.precision
+            )
         return engine

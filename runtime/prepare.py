@@ -22,7 +22,9 @@ from .timing import Trace
 from .vae_stream import VaeEncoder
 
 
-def find_avatar(package: ModelPackage, *, avatar: str | Path | Avatar | None = None, image: str | Path | None = None) -> Avatar:
+def find_avatar(
+    package: ModelPackage, *, avatar: str | Path | Avatar | None = None, image: str | Path | None = None
+) -> Avatar:
     """Return the face that is meant: an avatar, an avatar file, a name inside the package, a portrait, or the first one.
 
     Raises:
@@ -105,7 +107,9 @@ class Preparation:
             window: frames in a window.
         """
         if guidance.text > 1 and not self.dit.has_text:
-            raise PackageError(f"{self._package.name} takes no prompts, so text guidance {guidance.text} has nothing to lead away from: leave it at 1")
+            raise PackageError(
+                f"{self._package.name} takes no prompts, so text guidance {guidance.text} has nothing to lead away from: leave it at 1"
+            )
         mean, std = lab_statistics(self.portrait)
         texts = self._texts(prompt, negative_prompt)
         return Conditions(
@@ -117,23 +121,32 @@ class Preparation:
             connection=texts.get("connection"),
             negative=texts.get("negative"),
             image_features=self._image_features(),
-            condition_latents=self._face.condition_latents if self._prepared_here and self._face.window == window else None,
+            condition_latents=self._face.condition_latents
+            if self._prepared_here and self._face.window == window
+            else None,
         )
 
     def hear(self, sound: Floats) -> Floats:
         """Return the audio encoder's features of a whole sound, [frames, layers, channels]."""
         settings = self._package.manifest.audio
         if settings is None:
-            raise PackageError(f"{self._package.name} has no audio encoder; export the checkpoint again without leaving that out")
+            raise PackageError(
+                f"{self._package.name} has no audio encoder; export the checkpoint again without leaving that out"
+            )
         waveform = speech.encoder_input(sound) if settings.normalise else sound
         pieces: list[Floats] = []
         for segment in speech.encode_segments(len(sound)):
             samples = waveform[segment.start_sample : segment.stop_sample]
             positions = speech.encoder_positions(
-                len(samples), speech.video_frame_count(len(samples)), kernels=settings.conv_kernels, strides=settings.conv_strides
+                len(samples),
+                speech.video_frame_count(len(samples)),
+                kernels=settings.conv_kernels,
+                strides=settings.conv_strides,
             )
             with self._trace.span("audio_encode"):
-                features = self._engines["audio_encoder"].run({"waveform": samples[None], "positions": positions})["features"]
+                features = self._engines["audio_encoder"].run({"waveform": samples[None], "positions": positions})[
+                    "features"
+                ]
             pieces.append(features[segment.keep_start : segment.keep_stop])
         return np.concatenate(pieces)
 
@@ -141,7 +154,11 @@ class Preparation:
         """Return the modulation of each step: from the package's table where it has these timesteps, else computed."""
         own = self._tables["timesteps"]
         steps = len(timesteps) - 1
-        if len(own) >= steps and np.array_equal(own[:steps], timesteps[:steps]) and len(self._tables["modulation"]) == steps:
+        if (
+            len(own) >= steps
+            and np.array_equal(own[:steps], timesteps[:steps])
+            and len(self._tables["modulation"]) == steps
+        ):
             return Schedule(timesteps, self._tables["modulation"], self._tables["head_modulation"])
         made = self._engines["dit_time"].run({"sinusoid": sinusoid(timesteps[:-1], freq_dim=self.dit.freq_dim)})
         return Schedule(timesteps, made["modulation"], made["head_modulation"])
@@ -186,7 +203,11 @@ class Preparation:
         own_prompt, own_negative = self._embed_own(prompt, negative_prompt)
         connection = self._tables["text_connection"]
         first = next(item for item in (own_prompt, self._prepared_text("text_prompt"), connection) if item is not None)
-        negative = next(item for item in (own_negative, self._prepared_text("text_negative"), self._tables["text_negative"]) if item is not None)
+        negative = next(
+            item
+            for item in (own_negative, self._prepared_text("text_negative"), self._tables["text_negative"])
+            if item is not None
+        )
         length = self.dit.text_length
         rows = {"prompt": first, "connection": connection, "negative": negative}
         return {name: padded(value, length=length) for name, value in rows.items()}

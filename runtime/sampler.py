@@ -54,10 +54,14 @@ class RecordedDraws:
         """
         self._draws = _read_draws(path)
         if len(self._draws) != len(shapes):
-            raise NoiseError(f"{path} holds {len(self._draws)} draws; this render makes {len(shapes)}: record it with the same settings")
+            raise NoiseError(
+                f"{path} holds {len(self._draws)} draws; this render makes {len(shapes)}: record it with the same settings"
+            )
         for index, (draw, shape) in enumerate(zip(self._draws, shapes, strict=True)):
             if draw.shape != shape:
-                raise NoiseError(f"{path}: draw {index} has the shape {draw.shape}; this render needs {shape}: record it with the same settings")
+                raise NoiseError(
+                    f"{path}: draw {index} has the shape {draw.shape}; this render needs {shape}: record it with the same settings"
+                )
         self._next = 0
 
     def take(self, shape: tuple[int, ...]) -> Latents:
@@ -78,17 +82,23 @@ def _read_draws(path: Path) -> list[Latents]:
 
     try:
         with safe_open(path, framework="np") as file:
-            names = sorted((name for name in file.keys() if name.startswith("rng.")), key=lambda name: name.split(".")[1])  # noqa: SIM118
+            names = sorted(
+                (name for name in file.keys() if name.startswith("rng.")), key=lambda name: name.split(".")[1]
+            )
             draws = [np.asarray(file.get_tensor(name), dtype=np.float32) for name in names]
     except (OSError, SafetensorError) as error:
-        raise NoiseError(f"{path} can't be read as recorded draws ({error}); expected a safetensors file with rng.NNN.* tensors") from error
+        raise NoiseError(
+            f"{path} can't be read as recorded draws ({error}); expected a safetensors file with rng.NNN.* tensors"
+        ) from error
     for name, draw in zip(names, draws, strict=True):
         if not np.isfinite(draw).all():
             raise NoiseError(f"{path}: {name} holds NaN or Inf; expected draws from N(0, 1)")
     return draws
 
 
-def draw_shapes(passes: Sequence[bool], *, latent: tuple[int, int, int, int], motion_latents: int, steps: int) -> list[tuple[int, ...]]:
+def draw_shapes(
+    passes: Sequence[bool], *, latent: tuple[int, int, int, int], motion_latents: int, steps: int
+) -> list[tuple[int, ...]]:
     """Return the shapes of all draws of a render, in order.
 
     Args:

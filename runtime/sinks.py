@@ -21,7 +21,9 @@ class Sink(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     def write(self, frames: Pixels) -> None:
         """Take the next frames, (T, H, W, 3) RGB."""
@@ -33,7 +35,9 @@ class _FileSink:
 
     def __init__(self, path: Path) -> None:
         if not path.parent.is_dir():
-            raise MediaError(f"{path.parent} is no folder; expected the folder that {path.name} is to be written to: create it first")
+            raise MediaError(
+                f"{path.parent} is no folder; expected the folder that {path.name} is to be written to: create it first"
+            )
         if path.is_dir():
             raise MediaError(f"{path} is a folder; expected the name of a file to write")
         self._path = path
@@ -45,7 +49,9 @@ class _FileSink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self._close()
             if kind is None:
@@ -59,7 +65,9 @@ class ArraySink(_FileSink):
 
     def __init__(self, path: Path, *, frame_count: int, height: int, width: int) -> None:
         super().__init__(path)
-        self._array = np.lib.format.open_memmap(self._partial, mode="w+", dtype=np.uint8, shape=(frame_count, height, width, 3))
+        self._array = np.lib.format.open_memmap(
+            self._partial, mode="w+", dtype=np.uint8, shape=(frame_count, height, width, 3)
+        )
         self._written = 0
 
     def write(self, frames: Pixels) -> None:
@@ -75,7 +83,9 @@ class ArraySink(_FileSink):
 class Mp4Sink(_FileSink):
     """H.264 video and AAC sound, written together so that they stay in step."""
 
-    def __init__(self, path: Path, *, height: int, width: int, fps: int, sound: Samples, sample_rate: int, comment: str) -> None:
+    def __init__(
+        self, path: Path, *, height: int, width: int, fps: int, sound: Samples, sample_rate: int, comment: str
+    ) -> None:
         """Open the file.
 
         Args:
@@ -89,7 +99,9 @@ class Mp4Sink(_FileSink):
         """
         super().__init__(path)
         self._av = _import_av()
-        self._container: Any = self._av.open(str(self._partial), mode="w", format="mp4", options={"movflags": "+faststart"})
+        self._container: Any = self._av.open(
+            str(self._partial), mode="w", format="mp4", options={"movflags": "+faststart"}
+        )
         self._container.metadata["comment"] = comment
         self._video: Any = self._container.add_stream("libx264", rate=fps)
         self._video.height, self._video.width, self._video.pix_fmt = height, width, "yuv420p"
@@ -114,7 +126,11 @@ class Mp4Sink(_FileSink):
             return
         block = np.clip(piece, -1, 1)[None].astype(np.float32)
         frame = self._av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = self._sample_rate, self._samples_written, Fraction(1, self._sample_rate)
+        frame.sample_rate, frame.pts, frame.time_base = (
+            self._sample_rate,
+            self._samples_written,
+            Fraction(1, self._sample_rate),
+        )
         self._container.mux(self._audio.encode(frame))
         self._samples_written += len(piece)
 

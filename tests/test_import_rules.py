@@ -10,11 +10,44 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "torchvision", "transformers", "diffusers", "optimum", "onnx", "onnxscript", "onnx_ir", "onnxsim"}
-HEAVY |= {"onnxruntime", "openvino", "av", "nncf", "cv2", "soundfile", "soxr", "PIL", "tokenizers", "ftfy", "sounddevice"}
-ENGINES_AND_MEDIA = HEAVY & {"onnxruntime", "openvino", "av", "cv2", "soundfile", "soxr", "PIL", "tokenizers", "ftfy", "sounddevice"}
+HEAVY |= {
+    "onnxruntime",
+    "openvino",
+    "av",
+    "nncf",
+    "cv2",
+    "soundfile",
+    "soxr",
+    "PIL",
+    "tokenizers",
+    "ftfy",
+    "sounddevice",
+}
+ENGINES_AND_MEDIA = HEAVY & {
+    "onnxruntime",
+    "openvino",
+    "av",
+    "cv2",
+    "soundfile",
+    "soxr",
+    "PIL",
+    "tokenizers",
+    "ftfy",
+    "sounddevice",
+}
 
 # What of the runtime every room may share: pure arithmetic, the format, errors, and the engine that will run a graph.
-SHARED = {"errors", "model_package", "package_writer", "onnx_preflight", "golden", "tables", "schedulers", "chunks", "planner"}
+SHARED = {
+    "errors",
+    "model_package",
+    "package_writer",
+    "onnx_preflight",
+    "golden",
+    "tables",
+    "schedulers",
+    "chunks",
+    "planner",
+}
 SHARED |= {"audio", "image", "avatar", "text", "engine", "engine_onnxruntime", "wav"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "runtime": (set(), ENGINES_AND_MEDIA),
@@ -37,7 +70,9 @@ def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
             found.add((node.module or "").split(".")[0])
         elif isinstance(node, ast.ImportFrom) and node.level > len(inside):  # climbs out of its room
             module = node.module or ""
-            found |= {f"{module}.{name.name}" for name in node.names} if "." not in module and module != "" else {module}
+            found |= (
+                {f"{module}.{name.name}" for name in node.names} if "." not in module and module != "" else {module}
+            )
     return found
 
 
@@ -80,5 +115,9 @@ def test_importing_a_room_loads_nothing_heavy(room: str, tmp_path: Path) -> None
 
 def test_every_file_carries_its_licence() -> None:
     tracked = [path for folder in (*ROOMS, "tests", "examples") for path in (ROOT / folder).rglob("*.py")]
-    bare = [str(path.relative_to(ROOT)) for path in tracked if "SPDX-License-Identifier: Apache-2.0" not in path.read_text(encoding="utf-8")[:200]]
+    bare = [
+        str(path.relative_to(ROOT))
+        for path in tracked
+        if "SPDX-License-Identifier: Apache-2.0" not in path.read_text(encoding="utf-8")[:200]
+    ]
     assert not bare

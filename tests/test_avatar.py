@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from edgereels.runtime.avatar import Avatar, read_avatar, write_avatar
+from edgereels.runtime.errors import PackageError
+
+PORTRAIT = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
+
+
+def test_an_avatar_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    made = Avatar(
+        "anna", PORTRAIT, text_prompt=np.ones((3, 8), np.float32), size=(64, 96), window=17, package_digest="ab"
+    )
+    write_avatar(tmp_path / "a", made)
+    read = read_avatar(tmp_path / "a")
+    assert (read.name, read.size, read.window, read.package_digest) == ("anna", (64, 96), 17, "ab")
+    assert np.array_equal(read.portrait, PORTRAIT)
+    assert read.image_features is None
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    write_avatar(tmp_path / "a", Avatar("anna", PORTRAIT))
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-5])
+    with pytest.raises(PackageError, match="damaged"):
+        read_avatar(tmp_path / "a")
+
+
+def test_another_safetensors_file_is_refused(tmp_path: Path) -> None:
+    save_file({"portrait": PORTRAIT}, tmp_path / "a")
+    with pytest.raises(PackageError, match="no avatar header"):
+        read_avatar(tmp_path / "a")
+
+
+def test_a_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgereels.runtime.avatar.FORMAT_VERSION", 2)
+    write_avatar(tmp_path / "a", Avatar("anna", PORTRAIT))
+    monkeypatch.undo()
+    with pytest.raises(PackageError, match="version 2; this build reads 1"):
+        read_avatar(tmp_path / "a")
+
+
+def test_nan_in_prepared_tensors_is_refused(tmp_path: Path) -> None:
+    write_avatar(tmp_path / "a", Avatar("anna", PORTRAIT, image_features=np.full((1, 2, 2), np.nan, np.float32)))
+    with pytest.raises(PackageError, match="not finite"):
+        read_avatar(tmp_path / "a")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match="not a file"):
+        read_avatar(tmp_path / "none")
