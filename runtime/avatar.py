@@ -109,7 +109,8 @@ def _checked(path: Path, header: Any, tensors: dict[str, npt.NDArray[Any]]) -> A
     portrait = tensors.get("portrait")
     if unknown or portrait is None or portrait.dtype != np.uint8 or portrait.ndim != 3 or portrait.shape[2] != 3:
         raise PackageError(
-            f"{path} lacks a uint8 portrait [H, W, 3] or holds unknown tensors {unknown}: make it again with `edgereels avatar`"
+            f"{path} lacks a uint8 portrait [H, W, 3] or holds unknown tensors {unknown}: "
+            "make it again with `edgereels avatar`"
         )
     for name in set(tensors) & set(_TENSORS):
         if tensors[name].dtype != np.float32 or not np.isfinite(tensors[name]).all():

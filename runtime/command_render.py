@@ -132,6 +132,7 @@ def describe(report: RenderReport) -> str:
         f"in {report.wall_s:.2f} s: real-time factor {report.real_time_factor:.2f}"
     )
     lines.append(
-        f"engine {report.provider}, {report.precision}, {report.threads} threads, asked for {report.device}; {report.machine}"
+        f"engine {report.provider}, {report.precision}, {report.threads} threads, asked for {report.device}; "
+        f"{report.machine}"
     )
     return "\n".join(lines)

@@ -22,7 +22,7 @@ COMPUTE_CHOICES = ("auto", "f32", "bf16", "f16")
 
 
 class Engine(Protocol):
-    """One graph, ready to run. `run` may be called from any thread, and lets go of the interpreter lock while it works."""
+    """One graph, ready to run. `run` may be called from any thread and lets go of the interpreter lock."""
 
     @property
     def provider(self) -> str:

@@ -38,7 +38,7 @@ def share_pool(onnxruntime: ModuleType, *, threads: int) -> int:
             _pool_threads.append(threads)
         if _pool_threads[0] > threads:
             raise EngineError(
-                f"at most {threads} threads were asked for, but this process already runs a pool of {_pool_threads[0]}, "
+                f"at most {threads} threads were asked for, but this process has a pool of {_pool_threads[0]}, "
                 "whose size ONNX Runtime can't change: ask for the smaller number first, or use another process"
             )
         return _pool_threads[0]
@@ -51,7 +51,8 @@ class OnnxRuntimeEngine:
         onnxruntime = _import_onnxruntime("cuda" if device.kind == "cuda" else "cpu")
         if compute not in ("auto", "f32"):
             raise EngineError(
-                f"{compute} arithmetic was asked for; ONNX Runtime computes this package in f32: use --compute f32 or auto"
+                f"{compute} arithmetic was asked for; ONNX Runtime computes this package in f32: "
+                "use --compute f32 or auto"
             )
         options = onnxruntime.SessionOptions()
         options.use_per_session_threads = False
@@ -68,7 +69,8 @@ class OnnxRuntimeEngine:
         got = self._session.get_providers()[0]
         if got != wanted:
             raise EngineError(
-                f"{wanted} was asked for {graph.name}, ONNX Runtime gave {got}: use --device cpu, or install edgereels[cuda]"
+                f"{wanted} was asked for {graph.name}, ONNX Runtime gave {got}: "
+                "use --device cpu, or install edgereels[cuda]"
             )
         self._provider = got
         self._inputs = tuple(value.name for value in self._session.get_inputs())
@@ -121,7 +123,7 @@ def _provider(onnxruntime: ModuleType, device: Device) -> tuple[str, dict[str, s
         return "CPUExecutionProvider", {}
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise EngineError(
-            f"device {device} was asked for; this ONNX Runtime offers {', '.join(onnxruntime.get_available_providers())}: "
+            f"device {device} was asked for; ONNX Runtime offers {', '.join(onnxruntime.get_available_providers())}: "
             "pip uninstall onnxruntime && pip install 'edgereels[cuda]', or use --device cpu"
         )
     onnxruntime.preload_dlls()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stream needs before its first step: the face, its features, the sound's features, the prompts, the schedule."""
+"""What a stream needs before its first step: the face, what the sound and the prompts say, the schedule."""
 
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from .vae_stream import VaeEncoder
 def find_avatar(
     package: ModelPackage, *, avatar: str | Path | Avatar | None = None, image: str | Path | None = None
 ) -> Avatar:
-    """Return the face that is meant: an avatar, an avatar file, a name inside the package, a portrait, or the first one.
+    """Return the face that is meant: an avatar, its file, a name inside the package, a portrait, or the first one.
 
     Raises:
         MediaError: the portrait can't be used, or is not one that this package takes.
@@ -54,7 +54,7 @@ def _refuse_strangers(package: ModelPackage, face: Avatar) -> None:
     listed = [read_avatar(package.avatar_path(name)) for name in package.manifest.avatars]
     if not any(np.array_equal(face.portrait, known.portrait) for known in listed):
         raise MediaError(
-            f"{face.name!r} is a face that {package.name} was not trained on; it knows {', '.join(package.manifest.avatars)}: "
+            f"{package.name} was not trained on {face.name!r}; it knows {', '.join(package.manifest.avatars)}: "
             "choose one with --avatar, or train a package for that face with examples/train_avatar"
         )
 
@@ -108,7 +108,8 @@ class Preparation:
         """
         if guidance.text > 1 and not self.dit.has_text:
             raise PackageError(
-                f"{self._package.name} takes no prompts, so text guidance {guidance.text} has nothing to lead away from: leave it at 1"
+                f"{self._package.name} takes no prompts, so text guidance {guidance.text} has nothing to lead away "
+                "from: leave it at 1"
             )
         mean, std = lab_statistics(self.portrait)
         texts = self._texts(prompt, negative_prompt)

@@ -55,12 +55,14 @@ class RecordedDraws:
         self._draws = _read_draws(path)
         if len(self._draws) != len(shapes):
             raise NoiseError(
-                f"{path} holds {len(self._draws)} draws; this render makes {len(shapes)}: record it with the same settings"
+                f"{path} holds {len(self._draws)} draws; this render makes {len(shapes)}: "
+                "record it with the same settings"
             )
         for index, (draw, shape) in enumerate(zip(self._draws, shapes, strict=True)):
             if draw.shape != shape:
                 raise NoiseError(
-                    f"{path}: draw {index} has the shape {draw.shape}; this render needs {shape}: record it with the same settings"
+                    f"{path}: draw {index} has the shape {draw.shape}; this render needs {shape}: "
+                    "record it with the same settings"
                 )
         self._next = 0
 
@@ -82,11 +84,9 @@ def _read_draws(path: Path) -> list[Latents]:
 
     try:
         with safe_open(path, framework="np") as file:
-            names = sorted(
-                (name for name in file.keys() if name.startswith("rng.")), key=lambda name: name.split(".")[1]
-            )
+            names = sorted((name for name in file.keys() if name.startswith("rng.")), key=_number)  # noqa: SIM118 (no dict)
             draws = [np.asarray(file.get_tensor(name), dtype=np.float32) for name in names]
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise NoiseError(
             f"{path} can't be read as recorded draws ({error}); expected a safetensors file with rng.NNN.* tensors"
         ) from error
@@ -94,6 +94,11 @@ def _read_draws(path: Path) -> list[Latents]:
         if not np.isfinite(draw).all():
             raise NoiseError(f"{path}: {name} holds NaN or Inf; expected draws from N(0, 1)")
     return draws
+
+
+def _number(name: str) -> int:
+    """Return NNN of `rng.NNN.kind`; raise ValueError where that is no number."""
+    return int(name.split(".")[1])
 
 
 def draw_shapes(
@@ -134,13 +139,14 @@ class Guidance:
         cond = predict("cond")
         if self.text > 1 and self.audio > 1:
             drop_text, uncond = predict("drop_text"), predict("uncond")
-            return uncond + self.text * (cond - drop_text) + self.audio * (drop_text - uncond)
+            text, audio = np.float32(self.text), np.float32(self.audio)
+            return uncond + text * (cond - drop_text) + audio * (drop_text - uncond)
         if self.text > 1:
             drop_text = predict("drop_text")
-            return drop_text + self.text * (cond - drop_text)
+            return drop_text + np.float32(self.text) * (cond - drop_text)
         if self.audio > 1:
             drop_audio = predict("drop_audio")
-            return drop_audio + self.audio * (cond - drop_audio)
+            return drop_audio + np.float32(self.audio) * (cond - drop_audio)
         return cond
 
 

@@ -14,11 +14,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from .audio import SAMPLE_RATE, load_speech, normalise_loudness, video_frame_count
+from .audio import SAMPLE_RATE, load_speech, video_frame_count
 from .avatar import Avatar, write_avatar
 from .chunks import VideoChunk
-from .engine import COMPUTE_CHOICES, parse_device
+from .engine import COMPUTE_CHOICES, parse_device, usable_cores
 from .errors import EdgereelsError
+from .loudness import normalise_loudness
 from .model_package import ModelPackage
 from .placement import Asked, Placement
 from .planner import plan
@@ -410,11 +411,12 @@ class AvatarSession:
 
 
 def processor_name() -> str:
-    """Return what the system calls its processor, and how many cores it has."""
+    """Return what the system calls its processor, and how many cores this process may use."""
     info = Path("/proc/cpuinfo")
     names = (
         [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         if info.is_file()
         else []
     )
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {len(names) or 'unknown number of'} cores"
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {usable_cores()} cores usable"
