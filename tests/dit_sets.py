@@ -3,17 +3,17 @@
 
 import functools
 import json
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from edgereels.export.dit import Dit, DitConfig
 from edgereels.export.dit_keys import from_diffusers_keys, has_diffusers_keys, permute_rope_rows
+from edgereels.runtime.tables import RopeGrid, rope_tables, sinusoid
 
 # Ten times the noise floor, relative to the standard deviation of each tensor, that the golden README gives for the
 # file. v2v_transformer_set1: its file's figure is that of a bfloat16 run, so the other set of the same network counts.
@@ -60,17 +60,20 @@ def recorded_run(name: str, *, golden: Path, checkpoints: Path) -> RecordedRun:
     dit = load_dit(checkpoints / FOLDERS[name[: -len("_set0")]])
     if name.startswith("a2v"):
         inputs = avatar_inputs(recorded, load_file(golden / "golden" / "a2v_audio_base.safetensors")["audio_base"])
-        timesteps, positions, velocity = recorded["t"], range(inputs["latents"].shape[2]), recorded["out"]
+        timesteps, segments, velocity = recorded["t"], [(0, inputs["latents"].shape[2])], recorded["out"]
     elif name.startswith("r2v"):
         latents = torch.cat([recorded["latents"], recorded["condition"]], dim=2)
         inputs = {"latents": latents, "text": padded(recorded["encoder_hidden_states"][0])}
-        timesteps, positions, velocity = recorded["timestep"], range(latents.shape[2]), recorded["out_full"]
+        timesteps, segments, velocity = recorded["timestep"], [(0, latents.shape[2])], recorded["out_full"]
     else:
-        inputs, positions = extension_inputs(recorded, is_shot="shot" in name)
+        inputs, segments = extension_inputs(recorded, is_shot="shot" in name)
         timesteps, velocity = recorded["t"].flatten(), recorded["out"]
-    inputs["sinusoid"] = sinusoid(timesteps, in_float32=name.startswith("r2v"))
-    rows, columns = (size // 2 for size in inputs["latents"].shape[3:])
-    inputs["rope_cos"], inputs["rope_sin"] = rope(dit.config, positions, rows=rows, columns=columns)
+    exact = torch.from_numpy(sinusoid(timesteps.numpy(), freq_dim=dit.config.freq_dim))
+    inputs["sinusoid"] = sinusoid_in_float32(timesteps) if name.startswith("r2v") else exact
+    height, width = inputs["latents"].shape[3:]
+    grids = [RopeGrid(frames, height // 2, width // 2, first) for first, frames in segments]
+    tables = rope_tables(grids, head_dim=dit.config.head_dim, single_precision=name.startswith("v2v"))
+    inputs["rope_cos"], inputs["rope_sin"] = (torch.from_numpy(table) for table in tables)
     with torch.no_grad():
         inputs["head_modulation"], inputs["modulation"] = dit.time(inputs["sinusoid"])
     intermediates = {key[2:]: value for key, value in recorded.items() if key.startswith("h.")}
@@ -113,38 +116,22 @@ def audio_taps(frames: Tensor) -> tuple[Tensor, Tensor]:
     return frames[:1], torch.cat([groups[:, 0, :3], groups[:, 1:3, 2], groups[:, 3, 2:]], dim=1)
 
 
-def extension_inputs(recorded: dict[str, Tensor], *, is_shot: bool) -> tuple[dict[str, Tensor], Iterable[int]]:
-    segments = [recorded["latent"], recorded["cond"]] if is_shot else [recorded["cond"], recorded["latent"]]
-    first, second = (segment.shape[2] for segment in segments)
-    start = SECOND_SEGMENT if is_shot else first
-    inputs = {"latents": torch.cat(segments, dim=2), "text": padded(recorded["context"][0])}
-    return inputs, [*range(first), *range(start, start + second)]
+def extension_inputs(recorded: dict[str, Tensor], *, is_shot: bool) -> tuple[dict[str, Tensor], list[tuple[int, int]]]:
+    """Return inputs, and where each segment begins on the time axis with its number of frames."""
+    parts = [recorded["latent"], recorded["cond"]] if is_shot else [recorded["cond"], recorded["latent"]]
+    first, second = (part.shape[2] for part in parts)
+    inputs = {"latents": torch.cat(parts, dim=2), "text": padded(recorded["context"][0])}
+    return inputs, [(0, first), (SECOND_SEGMENT if is_shot else first, second)]
 
 
 def padded(text: Tensor) -> Tensor:
     return torch.cat([text.float(), torch.zeros(512 - text.shape[0], text.shape[1])])[None]
 
 
-def sinusoid(timesteps: Tensor, *, in_float32: bool) -> Tensor:
-    """Return [F, 256]; the reference of reference-to-video makes its frequencies and angles in float32."""
-    dtype = torch.float32 if in_float32 else torch.float64
-    frequencies = torch.exp(-np.log(10000.0) * torch.arange(128, dtype=dtype) / 128)
-    angles = timesteps.to(dtype)[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=1).float()
-
-
-def rope(config: DitConfig, frames: Iterable[int], *, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Return half-split tables [N, head_dim / 2]."""
-    width = config.head_dim // 6
-    widths = (config.head_dim // 2 - 2 * width, width, width)
-    positions = (list(frames), range(rows), range(columns))
-    axes = [
-        np.outer(list(axis), 10000.0 ** (-np.arange(count) / count))
-        for axis, count in zip(positions, widths, strict=True)
-    ]
-    grid = np.indices([len(axis) for axis in axes]).reshape(3, -1)
-    angles = np.concatenate([axis[index] for axis, index in zip(axes, grid, strict=True)], axis=1)
-    return torch.from_numpy(np.cos(angles)).float(), torch.from_numpy(np.sin(angles)).float()
+def sinusoid_in_float32(timesteps: Tensor) -> Tensor:
+    """Return [F, 256] as diffusers makes it: angles rounded to float32, which puts it 1e-5 from the exact one."""
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(10000.0) * torch.arange(128, dtype=torch.float32) / 128)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:
