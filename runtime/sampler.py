@@ -139,15 +139,19 @@ class Guidance:
         cond = predict("cond")
         if self.text > 1 and self.audio > 1:
             drop_text, uncond = predict("drop_text"), predict("uncond")
-            text, audio = np.float32(self.text), np.float32(self.audio)
-            return uncond + text * (cond - drop_text) + audio * (drop_text - uncond)
+            return uncond + _scaled(cond - drop_text, self.text) + _scaled(drop_text - uncond, self.audio)
         if self.text > 1:
             drop_text = predict("drop_text")
-            return drop_text + np.float32(self.text) * (cond - drop_text)
+            return drop_text + _scaled(cond - drop_text, self.text)
         if self.audio > 1:
             drop_audio = predict("drop_audio")
-            return drop_audio + np.float32(self.audio) * (cond - drop_audio)
+            return drop_audio + _scaled(cond - drop_audio, self.audio)
         return cond
+
+
+def _scaled(difference: Latents, scale: float) -> Latents:
+    """Multiply in float32, whatever the scale's own type."""
+    return np.multiply(difference, scale, dtype=np.float32)
 
 
 def denoise(
