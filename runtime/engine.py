@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from .errors import EngineError, MissingExtraError
+from .errors import EngineError
 
 Array = npt.NDArray[Any]
 
@@ -74,7 +74,9 @@ def parse_device(text: str) -> Device:
     """
     kind, _, name = text.partition(":")
     if text == "auto":
-        return Device("cuda", "0") if _cuda_is_offered() else Device("cpu", "")
+        from .engine_onnxruntime import cuda_is_offered
+
+        return Device("cuda", "0") if cuda_is_offered() else Device("cpu", "")
     if kind == "cpu" and not name:
         return Device("cpu", "")
     if kind == "cuda" and (name or "0").isdigit():
@@ -118,12 +120,3 @@ def open_engine(graph: Path, *, device: str = "cpu", threads: int | None = None,
     from .engine_onnxruntime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(graph, device=asked, threads=threads or usable_cores(), compute=compute)
-
-
-def _cuda_is_offered() -> bool:
-    """Tell whether the installed ONNX Runtime was built for CUDA."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", extra="cpu", purpose="running a package on this machine") from error
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()

@@ -24,6 +24,11 @@ def _import_onnxruntime(extra: str) -> ModuleType:
     return onnxruntime
 
 
+def cuda_is_offered() -> bool:
+    """Tell whether the installed ONNX Runtime was built for CUDA."""
+    return "CUDAExecutionProvider" in _import_onnxruntime("cpu").get_available_providers()
+
+
 def share_pool(onnxruntime: ModuleType, *, threads: int) -> int:
     """Make all sessions of the process share one pool of at most `threads`; return the pool's size.
 
