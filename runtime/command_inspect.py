@@ -112,7 +112,8 @@ def _as_text(package: ModelPackage, *, checked: str) -> Iterator[str]:
     yield f"  made with  {', '.join(f'{tool} {version}' for tool, version in manifest.made_with.items()) or 'unknown'}"
     yield (
         f"  settings   {settings.fps:g} fps, window {settings.window}, motion {settings.motion}, drop {settings.drop} "
-        f"frames, {settings.steps} step{'s' * (settings.steps > 1)}, shift {settings.shift:g}, sound at {settings.sample_rate} Hz"
+        f"frames, {settings.steps} step{'s' * (settings.steps > 1)}, shift {settings.shift:g}, "
+        f"sound at {settings.sample_rate} Hz"
     )
     for table, sizes in manifest.sizes.items():
         mark = " (default)" if table == manifest.default_size else ""

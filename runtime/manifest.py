@@ -22,6 +22,7 @@ MAX_JSON_DEPTH = 16  # the format itself nests 5 deep
 DTYPES = ("float32", "float16", "int64", "uint8")
 WORD = re.compile(r"[a-z][a-z0-9_-]*")
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+PATH = re.compile(r"[A-Za-z0-9._/-]+")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 AXIS = re.compile(r"[A-Za-z0-9_*+/() -]+")
 
@@ -333,6 +334,7 @@ def _matching(pattern: re.Pattern[str], expected: str) -> Callable[[object, str]
 
 _word = _matching(WORD, "a word of a-z, 0-9, _ and -")
 _label = _matching(LABEL, "a name of A-Z, a-z, 0-9, dot, _ and -")
+_path = _matching(PATH, "a path of A-Z, a-z, 0-9, dot, _ and -, with slashes between")
 _sha256 = _matching(SHA256, "a SHA-256 in lower-case hexadecimal")
 
 
@@ -381,6 +383,7 @@ def _mapped(
     def read_all(value: object, where: str) -> dict[str, Value]:
         if not isinstance(value, dict):
             raise _wrong(where, value, "an object")
+        # The key is read first, so that one with a line break never becomes part of a message.
         return {keys(key, f"{where}: key"): read(item, f"{where}: {key}") for key, item in value.items()}
 
     return read_all
@@ -591,7 +594,7 @@ def _manifest(fields: dict[str, Any], *, where: str) -> Manifest:
         text=table.take("text", _optional(_text_settings)),
         tables=table.take("tables", _optional(_text)),
         golden=table.take("golden", _mapped(_text, keys=_word)),
-        files=table.take("files", _mapped(_file, keys=_text)),
+        files=table.take("files", _mapped(_file, keys=_path)),
     )
     table.end()
     return manifest

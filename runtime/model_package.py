@@ -226,8 +226,6 @@ def _check_references(manifest: Manifest, *, where: str) -> None:
         raise PackageError(f"{where}/{MANIFEST} has golden vectors for a graph that is not here", code="manifest")
     if manifest.default_size not in manifest.sizes:
         raise PackageError(f"{where}/{MANIFEST}: default_size is not one of sizes", code="manifest")
-    if manifest.portraits == "listed" and manifest.dit and not manifest.avatars:
-        raise PackageError(f"{where}/{MANIFEST} takes listed portraits only, and lists none", code="manifest")
 
 
 def _check_ends(entry: GraphEntry, summary: GraphSummary, *, where: str) -> None:

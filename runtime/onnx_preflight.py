@@ -307,7 +307,7 @@ class _Walker:
             )
         if node.operator not in OPERATORS[node.domain]:
             raise self.refuse(
-                "operator", f"uses the operator {node.domain or 'ONNX'}:{node.operator}, which is not on the list"
+                "operator", f"uses the operator {node.operator!r} of {node.domain or 'ONNX'}, which is not on the list"
             )
         return node
 
