@@ -35,12 +35,11 @@ TINY = DitConfig(
 )
 CONFIGS = {
     "everything": TINY,
-    "audio": dataclasses.replace(TINY, has_text=False, has_image=False),
     "text-per-frame": dataclasses.replace(TINY, in_dim=16, has_image=False, has_audio=False, time_per_frame=True),
 }
 # Two engines sum in another order; values are of order one to three, and a block has some ten sums in a row.
 REORDERED = 1e-5
-ATTENTIONS = {"everything": 4, "audio": 2, "text-per-frame": 2}
+ATTENTIONS = {"everything": 4, "text-per-frame": 2}
 MUST_NOT_OCCUR = {"Loop", "If", "Scan", "ScatterND", "ScatterElements", "Expand", "Tile", "GatherND", "Cast"}
 WIDE_OR_COMPLEX = {onnx.TensorProto.DOUBLE, onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128}
 
