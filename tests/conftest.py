@@ -46,3 +46,14 @@ def golden_checkpoints(golden: Path) -> Path:
             if not target.is_dir():
                 raise
     return target
+
+
+@pytest.fixture(scope="session")
+def tiny_package(golden_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden talking-avatar checkpoint, exported by the command line; takes a minute or two."""
+    from edgereels.runtime.cli import main
+
+    checkpoint = golden_checkpoints / "a2v"
+    target = tmp_path_factory.mktemp("packages") / "tiny.edgereels"
+    assert main(["export", str(checkpoint), str(target), "--overrides", str(checkpoint / "tiny.json")]) == 0
+    return target

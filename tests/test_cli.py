@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command's own manners: verbs, exit codes, one line of error."""
+
+import os
+import signal
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from edgereels.runtime import cli
+from edgereels.runtime.errors import EdgereelsError
+
+VERBS = {"export", "inspect", "verify", "avatar", "render", "demo"}
+
+
+def fails(_arguments: list[str]) -> int:
+    raise EdgereelsError("found a, expected b: do c")
+
+
+def is_interrupted(_arguments: list[str]) -> int:
+    raise KeyboardInterrupt
+
+
+def is_terminated(_arguments: list[str]) -> int:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return 5
+
+
+def breaks(_arguments: list[str]) -> int:
+    raise ZeroDivisionError
+
+
+@pytest.fixture
+def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {"fail": fails, "interrupt": is_interrupted, "terminate": is_terminated, "break": breaks}
+    entries = [EntryPoint(name, f"{__name__}:{call.__name__}", cli.COMMAND_GROUP) for name, call in calls.items()]
+    monkeypatch.setattr(cli, "entry_points", lambda group: entries)
+    monkeypatch.setattr(cli, "_load", lambda verb: calls[verb.name])
+
+
+def test_every_verb_is_installed() -> None:
+    assert {entry.name for entry in cli.entry_points(group=cli.COMMAND_GROUP)} == VERBS
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb, "--help"]) == 0
+    assert f"edgereels {verb}" in capsys.readouterr().out
+
+
+def test_our_errors_are_one_line_and_exit_1(verbs: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fail"]) == 1
+    assert capsys.readouterr().err == "edgereels fail: found a, expected b: do c\n"
+
+
+def test_debug_shows_the_traceback(verbs: None) -> None:
+    with pytest.raises(EdgereelsError):
+        cli.main(["fail", "--debug"])
+
+
+def test_other_errors_keep_their_traceback(verbs: None) -> None:
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["break"])
+
+
+def test_ctrl_c_exits_130(verbs: None) -> None:
+    assert cli.main(["interrupt"]) == 130
+
+
+def test_sigterm_exits_0(verbs: None) -> None:
+    assert cli.main(["terminate"]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param([], id="no verb"),
+        pytest.param(["sing"], id="unknown verb"),
+        pytest.param(["render", "--audio", "a.wav"], id="nothing to write"),
+        pytest.param(
+            ["render", "--audio", "a.wav", "--out", "b.mp4", "--size", "100x100"], id="size not a multiple of 16"
+        ),
+        pytest.param(["render", "--audio", "a.wav", "--out", "b.mp4", "--size", "large"], id="size that is none"),
+        pytest.param(
+            ["render", "--audio", "a.wav", "--out", "b.mp4", "--seed", "1", "--noise", "n"],
+            id="seed and recorded draws",
+        ),
+        pytest.param(["render", "--audio", "a.wav", "--out", "b.mp4", "--sing"], id="unknown option"),
+        pytest.param(["render", "--audio", "a.wav", "--out", "b.mp4", "--device", "abacus"], id="unknown device"),
+        pytest.param(["render", "--audio", "a.wav", "--out", "b.mp4", "--threads", "0"], id="no threads"),
+    ],
+)
+def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err or not arguments
+
+
+def test_the_command_starts_without_heavy_libraries() -> None:
+    code = (
+        "import sys; from edgereels.runtime.cli import main; main(['--help']); "
+        "print(sorted({'torch', 'onnxruntime', 'cv2', 'av', 'PIL', 'openvino'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
