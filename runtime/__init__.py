@@ -1,6 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open a package, stream an avatar: numpy and one engine, no torch."""
+"""Open a package, stream an avatar: numpy and one engine, no torch.
 
-__version__ = "0.1.0"
+::
 
-__all__ = ["__version__"]
+    from edgereels.runtime import AvatarSession
+
+    with AvatarSession.open("default", device="cpu", threads=2) as session:
+        for chunk in session.stream(avatar="anna", audio="speech.wav"):
+            show(chunk.frames, chunk.start_s)  # (T, H, W, 3) uint8 RGB, seconds
+"""
+
+__version__ = "0.1.0"  # before the imports: what is written into files names it
+
+from .avatar import Avatar, read_avatar, write_avatar
+from .chunks import VideoChunk
+from .engine import Engine, open_engine
+from .errors import (
+    CheckpointError,
+    EdgereelsError,
+    EngineError,
+    MediaError,
+    MissingExtraError,
+    NoiseError,
+    PackageError,
+    VerificationError,
+)
+from .model_package import ModelPackage
+from .session import AvatarSession, RenderReport, StreamSettings
+from .sinks import ArraySink, Mp4Sink
+from .timing import Trace
+
+__all__ = [
+    "ArraySink",
+    "Avatar",
+    "AvatarSession",
+    "CheckpointError",
+    "EdgereelsError",
+    "Engine",
+    "EngineError",
+    "MediaError",
+    "MissingExtraError",
+    "ModelPackage",
+    "Mp4Sink",
+    "NoiseError",
+    "PackageError",
+    "RenderReport",
+    "StreamSettings",
+    "Trace",
+    "VerificationError",
+    "VideoChunk",
+    "__version__",
+    "open_engine",
+    "read_avatar",
+    "write_avatar",
+]
