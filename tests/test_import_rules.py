@@ -48,7 +48,7 @@ SHARED = {
     "chunks",
     "planner",
 }
-SHARED |= {"audio", "image", "avatar", "text", "engine", "engine_onnxruntime", "wav"}
+SHARED |= {"schedulers", "chunks", "planner", "audio", "image", "avatar", "text", "engine", "engine_onnxruntime"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "runtime": (set(), ENGINES_AND_MEDIA),
     "export": ({f"runtime.{name}" for name in SHARED}, HEAVY - {"openvino", "av", "nncf", "sounddevice"}),
