@@ -166,6 +166,22 @@ def _reference(name: str, shape: tuple[int, ...], slot: Slot, location: str) -> 
 
 
 @contextlib.contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Let modules that are made inside have parameters without values; buffers (tables, constants) keep theirs."""
+    register = nn.Module.register_parameter
+
+    def register_without_values(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        empty = None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, empty)
+
+    nn.Module.register_parameter = register_without_values
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+@contextlib.contextmanager
 def materialised(module: nn.Module, *, names: Mapping[str, str], read: Reader) -> Iterator[nn.Module]:
     """Give a module on the meta device real values for the time of a `with` block.
 

@@ -24,10 +24,15 @@ from .checkpoint import Checkpoint
 from .dit import Dit, DitConfig
 from .dit import graphs as dit_graphs
 from .dit_keys import is_rotated, rope_row_order
+from .finish import graphs as finish_graphs
 from .graph_spec import GraphSpec
-from .lazy_weights import Reader
+from .image_encoder import ImageEncoder, ImageEncoderConfig
+from .image_encoder import graphs as image_graphs
+from .lazy_weights import Reader, parameters_on_meta
 from .overrides import Overrides
 from .state_dicts import require
+from .text_encoder import TextEncoder, TextEncoderConfig
+from .text_encoder import graphs as text_graphs
 from .vae import VaeConfig, VideoVae, trim_zero_taps
 from .vae import graphs as vae_graphs
 from .weight_files import TensorInfo, Weights
@@ -86,7 +91,10 @@ def plan(checkpoint: Checkpoint, overrides: Overrides) -> AvatarModel:
     vae_config = _vae_config(overrides.vae)
     subnetworks = (
         _audio(checkpoint.audio, audio_config),
+        *([_text(checkpoint.text, overrides.umt5, dit_config)] if checkpoint.text else []),
+        *([_image(checkpoint.image, overrides.clip, dit_config)] if checkpoint.image else []),
         *_vae(checkpoint.vae, vae_config),
+        _finish(),
         _dit(checkpoint.dit, dit_config),
     )
     return AvatarModel(subnetworks, dit_config, audio_config)
@@ -106,8 +114,8 @@ def _require_partners(checkpoint: Checkpoint, config: DitConfig) -> None:
             )
 
 
-def _on_meta(make: Callable[[], nn.Module]) -> Any:
-    with torch.device("meta"):
+def _without_values(make: Callable[[], nn.Module]) -> Any:
+    with parameters_on_meta():
         return make().eval()
 
 
@@ -116,7 +124,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _loaded(model: nn.Module, weights: Weights) -> Any:
-    """Put all values into a module that lies on the meta device."""
+    """Put all values into a module that has none."""
     state = {name: torch.from_numpy(weights.read(name)) for name in model.state_dict()}
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
@@ -132,7 +140,7 @@ def _own_values(model: nn.Module) -> Reader:
 
 
 def _dit(weights: Weights, config: DitConfig) -> Subnetwork:
-    model: Dit = _on_meta(lambda: Dit(config))
+    model: Dit = _without_values(lambda: Dit(config))
     fitting = require(weights, expected=_shapes(model), what="the DiT")
 
     def build() -> Built:
@@ -163,14 +171,13 @@ def _vae_config(values: Mapping[str, Any]) -> VaeConfig:
 
 
 def _vae(weights: Weights, config: VaeConfig) -> tuple[Subnetwork, Subnetwork]:
-    model: VideoVae = _on_meta(lambda: VideoVae(config))
+    model: VideoVae = _without_values(lambda: VideoVae(config))
     fitting = require(weights, expected=_shapes(model), what="the VAE")
     halves: dict[str, Built] = {}
 
     def build(name: str) -> Built:
         if not halves:
-            # Anew, not from the copy on the meta device: its constants (means and deviations of latents) have no values.
-            vae = _loaded(VideoVae(config), fitting)
+            vae = _loaded(model, fitting)
             trim_zero_taps(vae, drop=True)
             read = _own_values(vae)
             for spec in vae_graphs(vae):
@@ -184,6 +191,54 @@ def _vae(weights: Weights, config: VaeConfig) -> tuple[Subnetwork, Subnetwork]:
     )
 
 
+# ── Text and image ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _text(weights: Weights, values: Mapping[str, Any], dit: DitConfig) -> Subnetwork:
+    try:
+        config = TextEncoderConfig.from_mapping(values)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"umt5_xxl: {error}") from error
+    if config.dim != dit.text_dim:
+        raise CheckpointError(f"the text encoder is {config.dim} wide, the DiT takes {dit.text_dim}")
+    model: TextEncoder = _without_values(lambda: TextEncoder(config))
+    fitting = require(weights, expected=_shapes(model), what="the text encoder")
+    return Subnetwork(
+        "text_encoder", weights.files, lambda: Built(model, tuple(text_graphs(model)), fitting.read)
+    )
+
+
+def _image(weights: Weights, values: Mapping[str, Any], dit: DitConfig) -> Subnetwork:
+    try:
+        config = ImageEncoderConfig.from_mapping(values)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"clip_xlm_roberta_vit_h_14: {error}") from error
+    if config.width != dit.image_dim:
+        raise CheckpointError(f"the image encoder is {config.width} wide, the DiT takes {dit.image_dim}")
+    model: ImageEncoder = _without_values(lambda: ImageEncoder(config))
+    # The published file is a whole CLIP, of which the features before the last block are used.
+    last_block = rf"visual\.transformer\.{config.layers - 1}\..+"
+    unused = (r"textual\..+", "log_scale", r"visual\.post_norm\..+", r"visual\.head(\..+)?", last_block)
+    published = {f"visual.{name}": shape for name, shape in _shapes(model).items()}
+    fitting = require(weights, expected=published, ignored=unused, what="the image encoder")
+    return Subnetwork(
+        "image_encoder",
+        weights.files,
+        lambda: Built(model, tuple(image_graphs(model)), lambda name: fitting.read(f"visual.{name}")),
+    )
+
+
+# ── Colours ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _no_parameters(name: str) -> npt.NDArray[np.float32]:
+    raise KeyError(name)
+
+
+def _finish() -> Subnetwork:
+    return Subnetwork("finish", (), lambda: Built(nn.Module(), tuple(finish_graphs()), _no_parameters))
+
+
 # ── Speech ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -195,7 +250,7 @@ def _audio_config(values: Mapping[str, Any]) -> AudioEncoderConfig:
 
 
 def _audio(weights: Weights, config: AudioEncoderConfig) -> Subnetwork:
-    model: AudioEncoder = _on_meta(lambda: AudioEncoder(config))
+    model: AudioEncoder = _without_values(lambda: AudioEncoder(config))
     require(
         _Converted(weights, convert=audio_keys), expected=_shapes(model), what="the audio encoder"
     )

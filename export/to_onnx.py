@@ -19,6 +19,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import optimizer
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ..runtime.errors import CheckpointError
 from .graph_spec import Axes, GraphSpec
@@ -79,10 +80,10 @@ def trace(spec: GraphSpec) -> TracedGraph:
     Raises:
         UnsuitableGraphError: the graph holds float64, complex numbers or data-dependent control flow.
     """
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), _faked(spec.module, spec.examples[0]) as example:
         exported = torch.export.export(
             _Holder(spec.module).eval(),
-            _examples_for(spec.module, spec.examples[0]),
+            example,
             dynamic_shapes=(tuple(_left_to_tracer(axes) for axes in spec.dynamic_shapes),),
             strict=False,
         )
@@ -110,10 +111,25 @@ def trace(spec: GraphSpec) -> TracedGraph:
     return TracedGraph(spec.name, body, tuple(parameter for parameter in parameters if parameter.place in used))
 
 
-def _examples_for(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Put the example where the parameters are: tracing needs shapes only."""
-    on_meta = any(parameter.is_meta for parameter in module.parameters())
-    return tuple(tensor.to("meta") for tensor in example) if on_meta else example
+@contextlib.contextmanager
+def _faked(module: nn.Module, example: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+    """Let parameters on the meta device pass for ones on the CPU while they are traced; yields inputs that go with them.
+
+    Buffers have values and stay as they are: the tracer notes them as constants.
+    """
+    mode = FakeTensorMode()
+    borrowed: list[tuple[nn.Module, str, nn.Parameter]] = []
+    try:
+        for owner in module.modules():
+            for leaf, parameter in list(owner.named_parameters(recurse=False, remove_duplicate=False)):
+                if parameter.is_meta:
+                    fake = FakeTensor(mode, parameter.data, torch.device("cpu"))
+                    setattr(owner, leaf, nn.Parameter(fake, requires_grad=False))
+                    borrowed.append((owner, leaf, parameter))
+        yield tuple(mode.from_tensor(tensor) for tensor in example) if borrowed else example
+    finally:
+        for owner, leaf, parameter in borrowed:
+            setattr(owner, leaf, parameter)
 
 
 def _left_to_tracer(axes: Mapping[int, Any]) -> dict[int, Any]:

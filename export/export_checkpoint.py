@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Export a checkpoint: check everything, write part after part, and give the package its name at the very end."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..runtime.avatar import Avatar, write_avatar
+from ..runtime.errors import CheckpointError
+from ..runtime.image import load_portrait
+from ..runtime.model_package import ModelPackage
+from ..runtime.package_writer import PackageWriter
+from ..runtime.schedulers import euler_timesteps
+from ..runtime.tables import sinusoid
+from . import published
+from .checkpoint import Checkpoint, open_checkpoint, source_records
+from .dit import Dit
+from .lazy_weights import materialised
+from .lora import merge_loras
+from .overrides import Overrides, read_overrides
+from .package_parts import Options, PartsWriter, part_key
+from .subnetworks import AvatarModel, Subnetwork, plan
+from .to_onnx import parameter_names
+
+Progress = Callable[[str], None]
+
+_TABLES = "tables.safetensors"
+_TOKENIZER = "tokenizer.json"
+_UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to export, and how."""
+
+    checkpoint: Path
+    """Folder of the checkpoint."""
+    package: Path
+    """Folder to write."""
+    task: str | None = None
+    """What the checkpoint is for, where its layout doesn't say."""
+    only: tuple[str, ...] = ()
+    """Subnetworks to export; all where empty."""
+    precision: str = "fp32"
+    """How weights are stored: fp32 or fp16."""
+    ema: bool = False
+    """Take moving averages."""
+    loras: tuple[tuple[Path, float], ...] = ()
+    """LoRA files and their scales, merged into the DiT."""
+    licence: Path | None = None
+    """Text of the checkpoint's licence."""
+    overrides: Path | None = None
+    """JSON of what the layout doesn't carry."""
+    force: bool = False
+    """Replace a package that is there."""
+    threads: int = 1
+    """For PyTorch and the engine."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished package and what its making showed."""
+
+    package: ModelPackage
+    """The package, as it opens."""
+    graphs: Mapping[str, Mapping[str, Any]]
+    """Graph -> entry in the manifest."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Graph -> how long it took."""
+    size_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Graph -> bytes of the graph and of the tensors that it refers to."""
+
+
+def export_checkpoint(request: Request, *, progress: Progress = lambda _: None) -> Exported:
+    """Export a checkpoint into a package.
+
+    Args:
+        request: what and how.
+        progress: called with the name of each part before it is worked on.
+
+    Raises:
+        CheckpointError: the checkpoint can't be read or doesn't fit; found before any graph is made where possible.
+        PackageError: the target exists, or the result would not open.
+        VerificationError: a graph is not its PyTorch module.
+    """
+    torch.set_num_threads(request.threads)
+    with PackageWriter(request.package, force=request.force) as writer:
+        checkpoint = open_checkpoint(request.checkpoint, task=request.task, ema=request.ema)
+        checkpoint = dataclasses.replace(checkpoint, dit=merge_loras(checkpoint.dit, loras=request.loras))
+        overrides = read_overrides(checkpoint.folder, file=request.overrides)
+        model = plan(checkpoint, overrides)
+        chosen = _chosen(model, request.only)
+        licences = _licences(request, overrides, chosen)
+        progress("digests of the checkpoint")
+        sources = _sources(chosen, folder=checkpoint.folder)
+        options = Options(request.precision, request.threads)
+        parts = PartsWriter(writer, options)
+        for subnetwork in chosen:
+            key = _key(subnetwork.name, sources=sources, request=request, overrides=overrides, checkpoint=checkpoint)
+            for part in parts.write(subnetwork, key=key):
+                progress(part)
+        names = {subnetwork.name for subnetwork in chosen}
+        fields = {
+            "name": overrides.name or request.package.name.removesuffix(".edgereels"),
+            "task": checkpoint.task,
+            "precision": request.precision,
+            "made_with": _versions(),
+            "sources": sources,
+            "licences": {name: text for name, (text, _) in licences.items()},
+            "graphs": parts.graphs,
+            **_settings(overrides),
+            "avatars": _add_avatars(writer, overrides),
+            "audio": _audio(checkpoint, model) if "audio_encoder" in names else None,
+            "dit": _dit(model) if "dit" in names else None,
+            "text": _add_text(writer, checkpoint) if "text_encoder" in names else None,
+            "tables": _add_tables(writer, chosen, overrides) if "dit" in names else None,
+            "golden": parts.golden,
+        }
+        for name, file in {(path.name, path) for _, path in licences.values() if path}:
+            writer.add_file(f"licences/{name}", file.read_bytes())
+        progress("checks")
+        package = writer.finish(fields)
+    return Exported(package, parts.graphs, parts.seconds, parts.sizes)
+
+
+def _chosen(model: AvatarModel, only: Sequence[str]) -> tuple[Subnetwork, ...]:
+    known = [subnetwork.name for subnetwork in model.subnetworks]
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        raise CheckpointError(
+            f"--only names {', '.join(unknown)}, which this checkpoint does not have; it has {', '.join(known)}"
+        )
+    return tuple(subnetwork for subnetwork in model.subnetworks if not only or subnetwork.name in only)
+
+
+def _sources(chosen: Sequence[Subnetwork], *, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the digests of every subnetwork's files; a file that two of them share is read once."""
+    files = dict.fromkeys(path for subnetwork in chosen for path in subnetwork.files)
+    records = dict(zip(files, source_records(files, folder=folder), strict=True))
+    return {subnetwork.name: [records[path] for path in dict.fromkeys(subnetwork.files)] for subnetwork in chosen}
+
+
+def _key(name: str, *, sources: Mapping[str, Any], request: Request, overrides: Overrides, checkpoint: Checkpoint) -> str:
+    return part_key(
+        sources=sources[name],
+        precision=request.precision,
+        ema=request.ema,
+        scales=[scale for _, scale in request.loras],
+        constructors=[dict(overrides.umt5), dict(overrides.clip), dict(overrides.vae)],
+        configs=[dict(checkpoint.dit_config), dict(checkpoint.audio_config)],
+        versions=_versions(),
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("edgereels", "torch", "onnx", "onnxscript", "onnxruntime")}
+
+
+# ── What the manifest says ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _settings(overrides: Overrides) -> dict[str, Any]:
+    given = overrides.settings
+    settings = {name: int(given[name]) for name in ("window", "motion", "drop", "steps")}
+    sizes = {"own": dict(overrides.sizes)} if overrides.sizes else published.size_tables()
+    return {
+        "settings": {
+            "fps": given["fps"],
+            "sample_rate": published.SAMPLE_RATE,
+            **settings,
+            "shift": float(given["shift"]),
+            "max_offline_s": published.MAX_OFFLINE_S,
+        },
+        "sizes": {name: {ratio: list(size) for ratio, size in table.items()} for name, table in sizes.items()},
+        "default_size": "own" if overrides.sizes else published.DEFAULT_SIZE,
+        "portraits": overrides.portraits,
+        "mouth_box": list(overrides.mouth_box) if overrides.mouth_box else None,
+    }
+
+
+def _audio(checkpoint: Checkpoint, model: AvatarModel) -> dict[str, Any]:
+    return {
+        "layers": model.audio.num_hidden_layers,
+        "channels": model.audio.hidden_size,
+        "conv_kernels": list(model.audio.conv_kernel),
+        "conv_strides": list(model.audio.conv_stride),
+        "normalise": checkpoint.audio_normalise,
+    }
+
+
+def _dit(model: AvatarModel) -> dict[str, Any]:
+    config = model.dit
+    return {
+        "dim": config.dim,
+        "heads": config.heads,
+        "head_dim": config.head_dim,
+        "blocks": config.layers,
+        "in_channels": config.in_dim,
+        "out_channels": config.out_dim,
+        "freq_dim": config.freq_dim,
+        "has_text": config.has_text,
+        "has_image": config.has_image,
+        "has_audio": config.has_audio,
+        "text_length": config.text_len if config.has_text else 0,
+        "text_width": config.text_dim if config.has_text else 0,
+    }
+
+
+# ── Files beside the graphs ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_text(writer: PackageWriter, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    if checkpoint.tokenizer is None:
+        return None
+    writer.add_file(_TOKENIZER, checkpoint.tokenizer.read_bytes())
+    return {
+        "tokenizer": _TOKENIZER,
+        "length": published.TEXT_LENGTH,
+        "connection_prompt": published.CONNECTION_PROMPT,
+        "negative_prompt": published.NEGATIVE_PROMPT,
+    }
+
+
+def _add_tables(writer: PackageWriter, chosen: Sequence[Subnetwork], overrides: Overrides) -> str:
+    """Write the modulations of the package's own timesteps, from the time MLP in float64."""
+    from safetensors.numpy import save
+
+    built = next(subnetwork for subnetwork in chosen if subnetwork.name == "dit").build()
+    assert isinstance(built.model, Dit)  # what the subnetwork of that name builds
+    timesteps = euler_timesteps(int(overrides.settings["steps"]), shift=float(overrides.settings["shift"]))
+    timesteps = np.asarray(timesteps, dtype=np.float32)[: int(overrides.settings["steps"])]
+    time = built.model.time
+    with materialised(time, names=parameter_names(time, built.model), read=built.read), torch.no_grad():
+        precise = copy.deepcopy(time).double()
+        waves = torch.from_numpy(sinusoid(timesteps, freq_dim=built.model.config.freq_dim)).double()
+        head_modulation, modulation = (output.float().numpy() for output in precise(waves))
+    tables = {"timesteps": timesteps, "modulation": modulation, "head_modulation": head_modulation}
+    writer.add_file(_TABLES, save({name: np.ascontiguousarray(table) for name, table in tables.items()}))
+    return _TABLES
+
+
+def _add_avatars(writer: PackageWriter, overrides: Overrides) -> dict[str, str]:
+    files: dict[str, str] = {}
+    for name, picture in overrides.avatars.items():
+        incoming = writer.scratch / f"{name}.safetensors"
+        write_avatar(incoming, Avatar(name=name, portrait=load_portrait(picture)))
+        files[name] = f"avatars/{name}.safetensors"
+        writer.add_file(files[name], incoming)
+    return files
+
+
+def _licences(
+    request: Request, overrides: Overrides, chosen: Sequence[Subnetwork]
+) -> dict[str, tuple[str, Path | None]]:
+    """Return for each subnetwork what the manifest says, and the file with the whole text where there is one."""
+    names = [subnetwork.name for subnetwork in chosen]
+    unknown = sorted(set(overrides.licences) - {*names, *_SUBNETWORKS})
+    if unknown:
+        raise CheckpointError(f"licences names {', '.join(unknown)}; known are {', '.join(_SUBNETWORKS)}")
+    file = request.licence
+    if file is None:
+        file = next((path for path in sorted(request.checkpoint.glob("LICENSE*")) if path.is_file()), None)
+    elif not file.is_file():
+        raise CheckpointError(f"--license names {file}, which is not a file")
+    title = _title(file) if file else _UNKNOWN
+    return {
+        name: (overrides.licences[name], None) if name in overrides.licences else (title, file)
+        for name in names
+        if name != "finish"
+    }
+
+
+_SUBNETWORKS = ("audio_encoder", "text_encoder", "image_encoder", "vae_encoder", "vae_decoder", "dit")
+
+
+def _title(file: Path) -> str:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is no UTF-8 text; expected a licence") from error
+    heading = next((line.strip() for line in lines if line.strip()), _UNKNOWN)
+    return f"{heading[:120]} (licences/{file.name})"
