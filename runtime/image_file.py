@@ -80,11 +80,10 @@ def _decode(path: Path) -> Pixels:
     with Image.open(path, formats=FORMATS) as image:
         image.load()
         try:
-            upright = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)  # in place, because a copy of the largest picture is 150 MB
         except _DAMAGE as error:
             logger.warning("%s: the note about its rotation is damaged (%s): taken as it is", path, error)
-            upright = image
-        return _to_rgb(upright)
+        return _to_rgb(image)
 
 
 def _check_is_file(path: Path) -> None:
@@ -117,7 +116,7 @@ def _to_rgb(image: "PillowImage") -> Pixels:
         eight = np.where(clear, 255, (grey * 255 + 32767) // 65535).astype(np.uint8)  # rounded: 65535 is 255, 128 is 0
         return np.repeat(eight[:, :, None], 3, axis=2)
     if not image.has_transparency_data:
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     layers = np.asarray(image.convert("RGBA")).astype(np.uint32)
     opacity = layers[:, :, 3:]
     return ((layers[:, :, :3] * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)

@@ -104,7 +104,7 @@ def interpolated(features: npt.NDArray[np.float32], positions: npt.NDArray[np.fl
     low = np.floor(positions).astype(np.int64)
     high = np.minimum(low + 1, len(features) - 1)
     weight = (positions - low)[:, None].astype(np.float32)
-    return features[low] * (1 - weight) + features[high] * weight
+    return (features[low] * (1 - weight) + features[high] * weight).astype(np.float32)
 
 
 @pytest.mark.golden
