@@ -202,16 +202,21 @@ class Preparation:
                 raise PackageError(f"{self._package.name} takes no prompts: leave --prompt and --negative-prompt out")
             return {}
         own_prompt, own_negative = self._embed_own(prompt, negative_prompt)
-        connection = self._tables["text_connection"]
+        connection = self._package_text("text_connection")
         first = next(item for item in (own_prompt, self._prepared_text("text_prompt"), connection) if item is not None)
-        negative = next(
-            item
-            for item in (own_negative, self._prepared_text("text_negative"), self._tables["text_negative"])
-            if item is not None
-        )
+        negative = own_negative if own_negative is not None else self._prepared_text("text_negative")
+        negative = negative if negative is not None else self._package_text("text_negative")
         length = self.dit.text_length
         rows = {"prompt": first, "connection": connection, "negative": negative}
         return {name: padded(value, length=length) for name, value in rows.items()}
+
+    def _package_text(self, name: str) -> Floats:
+        """Return an embedding that the package brings for its own prompts, so that no text encoder is needed."""
+        if name not in self._tables:
+            raise PackageError(
+                f"{self._package.name} has no {name} in its tables; export the checkpoint again with its text encoder"
+            )
+        return self._tables[name]
 
     def _prepared_text(self, name: str) -> Floats | None:
         return getattr(self._face, name) if self._face.package_digest == self._package.digest else None
