@@ -98,7 +98,7 @@ def to_unit(pixels: Pixels) -> Floats:
 
 
 def to_pixels(frames: Floats) -> Pixels:
-    """Return frames in [-1, 1], any shape, as uint8: cut off at both ends, then truncated, not rounded, as published."""
+    """Return frames in [-1, 1], any shape, as uint8: cut off at both ends and truncated, not rounded, as published."""
     return np.clip((frames + np.float32(1)) * np.float32(127.5), 0, 255).astype(np.uint8)
 
 
