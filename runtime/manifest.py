@@ -260,14 +260,10 @@ def parse_json(data: bytes, *, where: str) -> Any:
 def _check_depth(value: object, *, where: str) -> None:
     level: list[object] = [value]
     for _ in range(MAX_JSON_DEPTH + 1):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
+        outer = [item for item in level if isinstance(item, dict | list)]
+        if not outer:
             return
+        level = [inner for item in outer for inner in (item.values() if isinstance(item, dict) else item)]
     raise PackageError(f"{where} is nested too deep (at most {MAX_JSON_DEPTH} levels)", code="json")
 
 

@@ -54,8 +54,15 @@ class ModelPackage:
         if verify not in ("full", "size"):
             raise ValueError(f"verify is {verify!r}; expected 'full' or 'size'")
         folder = package_path(path)
-        root = _real_folder(folder)
-        return cls(root, check_package(root, where=folder.name or str(folder), hash_all=verify == "full"))
+        where = folder.name or str(folder)
+        try:
+            root = _real_folder(folder)
+            return cls(root, check_package(root, where=where, hash_all=verify == "full"))
+        except OSError as error:  # no permission, a broken disk, a file that vanished meanwhile
+            place = f" ({error.filename})" if error.filename else ""
+            raise PackageError(
+                f"{where} can not be read: {error.strerror or error}{place}", code="unreadable"
+            ) from error
 
     @property
     def digest(self) -> str:

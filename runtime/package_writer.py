@@ -16,7 +16,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import PackageError
-from .manifest import FORMAT, FORMAT_VERSION, digest_of, parse_json
+from .manifest import FORMAT, FORMAT_VERSION, Manifest, digest_of, parse_json
 from .model_package import MANIFEST, ModelPackage, check_package
 from .package_files import check_name, sha256_of
 
@@ -69,6 +70,8 @@ class PackageWriter:
     def __init__(self, target: str | Path, *, force: bool = False) -> None:
         self.target = Path(target)
         """Where the package will be."""
+        if self.target.name in ("", ".."):
+            raise PackageError(f"{target} can not be a package; give it a name of its own", code="target")
         self.partial = self.target.with_name(self.target.name + ".partial")
         """The folder beside it in which everything happens."""
         self.folder = self.partial / "package"
@@ -86,13 +89,14 @@ class PackageWriter:
         Raises:
             PackageError: the target exists (without force), or its parent folder does not.
         """
-        self._check_target()
-        self._restore_replaced()
-        self._check_target()
-        self._parts = self._load_progress()
-        self._sweep()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.scratch.mkdir()
+        with self._writing():
+            self._check_target()
+            self._restore_replaced()
+            self._check_target()
+            self._parts = self._load_progress()
+            self._sweep()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.scratch.mkdir()
         return self
 
     def __exit__(
@@ -116,7 +120,8 @@ class PackageWriter:
         self._parts[part] = Part(key, tuple(dict.fromkeys(self._fresh)), dict(record))
         self._wanted.add(part)
         self._fresh.clear()
-        self._save_progress()
+        with self._writing():
+            self._save_progress()
 
     def add_file(self, name: str, content: bytes | Path) -> Path:
         """Add a file under its relative name and return where it lies.
@@ -125,16 +130,9 @@ class PackageWriter:
         """
         check_name(name, where=self.target.name)
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        incoming = self.partial / "incoming"
-        if isinstance(content, bytes):
-            incoming.write_bytes(content)
-            incoming.replace(path)
-        elif content.resolve().is_relative_to(self.scratch.resolve()):
-            content.replace(path)
-        else:
-            shutil.copyfile(content, incoming)
-            incoming.replace(path)
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._whole_file(content).replace(path)
         self._fresh.append(name)
         return path
 
@@ -152,7 +150,7 @@ class PackageWriter:
             return name
         state = hashlib.sha256()
         incoming = self.scratch / "weights.incoming"
-        with incoming.open("wb") as stream:
+        with self._writing(), incoming.open("wb") as stream:
             for piece in content:
                 view = _bytes_of(piece)
                 state.update(view)
@@ -170,6 +168,13 @@ class PackageWriter:
         Raises:
             PackageError: the result would not open.
         """
+        with self._writing():
+            manifest = self._seal(fields)
+            self._publish()
+        return ModelPackage(self.target.resolve(), manifest)
+
+    def _seal(self, fields: Mapping[str, Any]) -> Manifest:
+        """Write the manifest and check the whole."""
         self._drop_unwanted()
         names = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
         files = {
@@ -181,16 +186,36 @@ class PackageWriter:
         text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False)
         (self.folder / MANIFEST).write_text(text + "\n", encoding="utf-8", newline="\n")
         # The digests were taken from these very files a moment ago; what is left to check is everything else.
-        manifest = check_package(self.folder.resolve(), where=self.target.name, hash_all=False)
-        self._publish()
-        return ModelPackage(self.target.resolve(), manifest)
+        return check_package(self.folder.resolve(), where=self.target.name, hash_all=False)
+
+    def _whole_file(self, content: bytes | Path) -> Path:
+        """Return a file on this file system that holds the content and may be moved."""
+        incoming = self.partial / "incoming"
+        if isinstance(content, bytes):
+            incoming.write_bytes(content)
+        elif content.resolve().is_relative_to(self.scratch.resolve()):
+            return content
+        else:
+            shutil.copyfile(content, incoming)
+        return incoming
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn what the file system refuses (no space, no permission) into one line."""
+        try:
+            yield
+        except OSError as error:
+            place = f" ({error.filename})" if error.filename else ""
+            raise PackageError(
+                f"{self.target} can not be written: {error.strerror or error}{place}", code="target"
+            ) from error
 
     # ── On disk ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _check_target(self) -> None:
         if not self.target.parent.is_dir():
             raise PackageError(f"the folder {self.target.parent} does not exist; create it first", code="target")
-        if not self.target.name or self.target.is_symlink() or (self.target.exists() and not self.target.is_dir()):
+        if self.target.is_symlink() or (self.target.exists() and not self.target.is_dir()):
             raise PackageError(f"{self.target} is not a folder; a package needs a name of its own", code="target")
         if self.partial.is_symlink() or (self.partial.exists() and not self.partial.is_dir()):
             raise PackageError(f"{self.partial} is in the way; remove it", code="target")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A package appears whole under its name, or not at all; a killed run is taken up again."""
 
+import errno
 import json
 import shutil
 import signal
@@ -174,6 +175,18 @@ def test_a_part_whose_file_was_damaged_is_made_again(killed: Path) -> None:
     assert write_with_parts(killed) == ["dit", "finish"]
 
 
+def test_a_run_killed_while_it_finishes_is_taken_up_again(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: PackageWriter) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PackageWriter, "_publish", interrupt)
+        write_with_parts(killed)
+    assert names(killed.parent) == {"tiny.partial"}
+    assert write_with_parts(killed) == []
+    ModelPackage.open(killed)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 9}', '{"version": 1, "parts": {"dit": 3}}'])
 def test_progress_that_can_not_be_read_is_ignored(killed: Path, text: str) -> None:
     (killed.with_name("tiny.partial") / "progress.json").write_text(text)
@@ -240,6 +253,24 @@ def test_a_target_that_is_no_folder_is_refused_even_with_force(tmp_path: Path, m
     with pytest.raises(PackageError, match="is not a folder"), PackageWriter(tmp_path / "tiny", force=True):
         pass
     assert names(tmp_path) == before
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    message = "can not be written: No space left on device"
+    with pytest.raises(PackageError, match=message), PackageWriter(tmp_path / "tiny") as writer:
+        add_dit(writer)
+        monkeypatch.setattr(Path, "write_bytes", full)
+        add_rest(writer)
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("target", ["", ".", "..", "/"])
+def test_a_target_without_a_name_is_refused(target: str) -> None:
+    with pytest.raises(PackageError, match="name of its own"):
+        PackageWriter(target)
 
 
 def test_parent_folders_are_not_created(tmp_path: Path) -> None:
