@@ -39,7 +39,9 @@ ENGINES_AND_MEDIA = HEAVY & {
 # What of the runtime every room may share: pure arithmetic, the format, errors, and the engine that will run a graph.
 SHARED = {
     "errors",
+    "manifest",
     "model_package",
+    "package_files",
     "package_writer",
     "onnx_preflight",
     "golden",
