@@ -14,11 +14,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from .audio import SAMPLE_RATE, load_speech, video_frame_count
+from .audio import SAMPLE_RATE, SHORTEST_S, load_speech, video_frame_count
 from .avatar import Avatar, write_avatar
 from .chunks import VideoChunk
 from .engine import COMPUTE_CHOICES, parse_device, usable_cores
-from .errors import EdgereelsError
+from .errors import EdgereelsError, MediaError
 from .loudness import normalise_loudness
 from .model_package import ModelPackage
 from .placement import Asked, Placement
@@ -327,7 +327,7 @@ class AvatarSession:
         own = self.package.manifest.settings
         guidance = Guidance(text=settings.guidance_text, audio=settings.guidance_audio)
         timesteps = euler_timesteps(settings.steps or own.steps, shift=settings.shift or own.shift)
-        sound = normalise_loudness(audio if isinstance(audio, np.ndarray) else load_speech(Path(audio)))
+        sound = normalise_loudness(_checked_samples(audio) if isinstance(audio, np.ndarray) else load_speech(audio))
         made = plan(
             video_frame_count(len(sound)),
             window=settings.window or own.window,
@@ -408,6 +408,19 @@ class AvatarSession:
             machine=processor_name(),
             package_digest=self.package.digest,
         )
+
+
+def _checked_samples(samples: Samples) -> Samples:
+    """Return pushed samples as float32, or say why they can't be speech."""
+    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+        raise MediaError(
+            f"the sound is {samples.dtype} of shape {samples.shape}; expected mono floating-point samples (n,) at 16 kHz"
+        )
+    if not np.isfinite(samples).all():
+        raise MediaError("the sound holds NaN or Inf; expected numbers in [-1, 1]")
+    if len(samples) < SHORTEST_S * SAMPLE_RATE:
+        raise MediaError(f"the sound lasts {len(samples) / SAMPLE_RATE:.3f} s; expected at least {SHORTEST_S} s")
+    return samples.astype(np.float32, copy=False)
 
 
 def processor_name() -> str:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .chunks import KEY_FRAME_REPEATS, KeyFrame, VideoChunk, WindowPlan, mask_array, slice_audio
 from .engine import Array, Engine
+from .errors import EngineError
 from .image import clip_pixels
 from .planner import Plan
 from .sampler import Branch, Draws, Guidance, denoise
@@ -129,7 +130,7 @@ class Stream:
                 return self._engines["dit"].run({**feeds, **changes[branch], **step_feeds})["velocity"]
 
         _batch, _channels, frames, height, width = encoded.shape
-        return denoise(
+        made = denoise(
             predict,
             shape=(LATENT_CHANNELS, frames, height, width),
             timesteps=self._schedule.timesteps,
@@ -137,6 +138,12 @@ class Stream:
             draws=self._draws,
             motion=motion,
         )
+        if not np.isfinite(made).all():
+            raise EngineError(
+                f"pass {window.pass_index} of the stream came out as NaN or Inf; expected finite latents: "
+                "check the package with `edgereels verify`"
+            )
+        return made
 
     def _feeds(self, window: WindowPlan, encoded: Floats) -> dict[str, Array]:
         """Return the transformer's inputs that stay the same over the steps of a pass."""
