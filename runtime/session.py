@@ -414,7 +414,7 @@ def _checked_samples(samples: Samples) -> Samples:
     """Return pushed samples as float32, or say why they can't be speech."""
     if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
         raise MediaError(
-            f"the sound is {samples.dtype} of shape {samples.shape}; expected mono floating-point samples (n,) at 16 kHz"
+            f"the sound is {samples.dtype} of shape {samples.shape}; expected mono floating-point samples (n,), 16 kHz"
         )
     if not np.isfinite(samples).all():
         raise MediaError("the sound holds NaN or Inf; expected numbers in [-1, 1]")
