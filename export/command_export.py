@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(package, indent=1))
         return 0
     print(_table(rows))
-    print(f"{options.package}: {len(rows)} graphs in {time.monotonic() - started:.0f} s, digest {exported.package.digest}")
+    seconds = time.monotonic() - started
+    print(f"{options.package}: {len(rows)} graphs in {seconds:.0f} s, digest {exported.package.digest}")
     return 0
 
 
@@ -58,9 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edgereels export", description="Export a checkpoint's subnetworks to a package of ONNX graphs."
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder in the published SkyReels-V3 layout")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder in the published layout")
     parser.add_argument("package", type=Path, metavar="PACKAGE", help="folder to write; its parent must exist")
-    parser.add_argument("--task", choices=["talking-avatar"], help="what the checkpoint is for (default: its layout says)")
+    parser.add_argument("--task", choices=["talking-avatar"], help="default: what the layout says")
     parser.add_argument(
         "--only",
         type=_names,

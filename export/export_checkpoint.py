@@ -147,7 +147,9 @@ def _sources(chosen: Sequence[Subnetwork], *, folder: Path) -> dict[str, list[di
     return {subnetwork.name: [records[path] for path in dict.fromkeys(subnetwork.files)] for subnetwork in chosen}
 
 
-def _key(name: str, *, sources: Mapping[str, Any], request: Request, overrides: Overrides, checkpoint: Checkpoint) -> str:
+def _key(
+    name: str, *, sources: Mapping[str, Any], request: Request, overrides: Overrides, checkpoint: Checkpoint
+) -> str:
     return part_key(
         sources=sources[name],
         precision=request.precision,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ..runtime.errors import CheckpointError
 from .to_onnx import TracedGraph
@@ -95,14 +96,14 @@ def pieces(slots: Mapping[Wanted, Slot], *, read: Reader) -> Iterator[bytes | np
 def _stored(values: npt.NDArray[np.float32], *, tensor: Wanted, half: bool) -> npt.NDArray[np.generic]:
     turned = values if tensor.order is None else values.transpose(tensor.order)
     if turned.shape != tensor.shape:
-        raise CheckpointError(f"tensor {tensor.name} came as {list(values.shape)}, expected {list(tensor.shape)} as stored")
+        raise CheckpointError(f"tensor {tensor.name} is {list(values.shape)}, stored it must be {list(tensor.shape)}")
     if not half:
         return np.ascontiguousarray(turned, dtype="<f4")
     with np.errstate(over="ignore"):
         small = np.ascontiguousarray(turned, dtype="<f2")
     if not np.isfinite(small).all():
         raise CheckpointError(
-            f"tensor {tensor.name} reaches {float(np.abs(values).max()):.3g}, float16 ends at 65504; use --precision fp32"
+            f"{tensor.name} reaches {float(np.abs(values).max()):.3g}, float16 ends at 65504: use --precision fp32"
         )
     return small
 
@@ -182,24 +183,69 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def materialised(module: nn.Module, *, names: Mapping[str, str], read: Reader) -> Iterator[nn.Module]:
-    """Give a module on the meta device real values for the time of a `with` block.
+def materialised(module: nn.Module, *, names: Mapping[str, str], read: Reader) -> Iterator[None]:
+    """Give a module on the meta device real values for the time of a `with` block, all at once.
 
     Args:
         module: what is to run.
         names: parameter of the module -> its name in the reader.
         read: where values come from.
     """
-    borrowed: list[tuple[nn.Module, str, nn.Parameter]] = []
+    lenders = [_Lender(owner, prefix, names=names, read=read) for prefix, owner in module.named_modules()]
     try:
-        for full_name, parameter in list(module.named_parameters(remove_duplicate=False)):
-            if not parameter.is_meta:
-                continue
-            owner_name, _, leaf = full_name.rpartition(".")
-            owner = module.get_submodule(owner_name)
-            borrowed.append((owner, leaf, parameter))
-            setattr(owner, leaf, nn.Parameter(torch.from_numpy(read(names[full_name])), requires_grad=False))
-        yield module
+        for lender in lenders:
+            lender.lend()
+        yield
     finally:
-        for owner, leaf, parameter in borrowed:
-            setattr(owner, leaf, parameter)
+        for lender in lenders:
+            lender.take_back()
+
+
+@contextlib.contextmanager
+def streamed(module: nn.Module, *, names: Mapping[str, str], read: Reader) -> Iterator[None]:
+    """Let a module on the meta device run within a `with` block, with the values of one layer in memory at a time.
+
+    Each submodule gets its own parameters when it is called and loses them when it returns; so it must use them in its
+    own `forward` only, as every network here does.
+    """
+    hooks: list[RemovableHandle] = []
+    lenders: list[_Lender] = []
+    for prefix, owner in module.named_modules():
+        lender = _Lender(owner, prefix, names=names, read=read)
+        if lender.is_needed:
+            lenders.append(lender)
+            hooks.append(owner.register_forward_pre_hook(lambda *_, lender=lender: lender.lend()))
+            hooks.append(owner.register_forward_hook(lambda *_, lender=lender: lender.take_back(), always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for lender in lenders:
+            lender.take_back()
+
+
+class _Lender:
+    """Gives a module's own parameters values, and takes them back."""
+
+    def __init__(self, owner: nn.Module, prefix: str, *, names: Mapping[str, str], read: Reader) -> None:
+        own = owner.named_parameters(recurse=False, remove_duplicate=False)
+        self._owner = owner
+        self._empty = {leaf: parameter for leaf, parameter in own if parameter.is_meta}
+        self._names = {leaf: names[f"{prefix}.{leaf}" if prefix else leaf] for leaf in self._empty}
+        self._read = read
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to lend."""
+        return bool(self._empty)
+
+    def lend(self) -> None:
+        """Read the values."""
+        for leaf, name in self._names.items():
+            setattr(self._owner, leaf, nn.Parameter(torch.from_numpy(self._read(name)), requires_grad=False))
+
+    def take_back(self) -> None:
+        """Put the parameters without values back."""
+        for leaf, parameter in self._empty.items():
+            setattr(self._owner, leaf, parameter)

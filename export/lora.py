@@ -16,9 +16,7 @@ import numpy.typing as npt
 from ..runtime.errors import CheckpointError
 from .weight_files import SafetensorsFile, TensorInfo, Weights, read_json
 
-_FACTOR = re.compile(
-    r"(?P<layer>.+)\.(?:(?P<down>lora_A|lora_down)|(?P<up>lora_B|lora_up))(?:\.default)?\.weight"
-)
+_FACTOR = re.compile(r"(?P<layer>.+)\.(?:(?P<down>lora_A|lora_down)|(?P<up>lora_B|lora_up))(?:\.default)?\.weight")
 _PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "model.", "module.")
 
 
@@ -36,7 +34,9 @@ class _Update:
 class LoraWeights:
     """A state dict with low-rank updates added at every read."""
 
-    def __init__(self, weights: Weights, *, updates: Mapping[str, tuple[_Update, ...]], files: tuple[Path, ...]) -> None:
+    def __init__(
+        self, weights: Weights, *, updates: Mapping[str, tuple[_Update, ...]], files: tuple[Path, ...]
+    ) -> None:
         self._weights = weights
         self._updates = updates
         self._files = files
@@ -110,9 +110,9 @@ def _updates_of(path: Path, *, scale: float, infos: Mapping[str, TensorInfo]) ->
         if layer not in down or layer not in up:
             raise CheckpointError(f"{path}: layer {layer!r} has one of the two LoRA factors, expected both")
         name = _target(layer, infos=infos, path=path)
-        shapes = file.infos()
-        rank = shapes[down[layer]].shape[0]
-        _check_shapes(shapes[up[layer]].shape, shapes[down[layer]].shape, target=infos[name].shape, name=name, path=path)
+        up_shape, down_shape = (file.infos()[factor].shape for factor in (up[layer], down[layer]))
+        _check_shapes(up_shape, down_shape, target=infos[name].shape, name=name, path=path)
+        rank = down_shape[0]
         factor = scale * alpha.get(layer, _peft_alpha(path, rank=rank)) / rank
         updates[name] = _Update(file, down=down[layer], up=up[layer], factor=factor)
     if not updates:
@@ -155,11 +155,12 @@ def _target(layer: str, *, infos: Mapping[str, TensorInfo], path: Path) -> str:
 def _check_shapes(
     up: tuple[int, ...], down: tuple[int, ...], *, target: tuple[int, ...], name: str, path: Path
 ) -> None:
-    fits = len(up) >= 2 and len(down) >= 2 and len(target) >= 2 and down[0] > 0
-    if not fits or int(np.prod(up[1:])) != down[0] or (up[0], *down[1:]) not in (target, _flat(target)):
-        raise CheckpointError(
-            f"{path}: LoRA factors {list(up)} and {list(down)} do not make an update of {name} {list(target)}"
-        )
+    if min(len(up), len(down), len(target)) >= 2 and down[0] > 0:
+        if int(np.prod(up[1:])) == down[0] and (up[0], *down[1:]) in (target, _flat(target)):
+            return
+    raise CheckpointError(
+        f"{path}: LoRA factors {list(up)} and {list(down)} do not make an update of {name} {list(target)}"
+    )
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:

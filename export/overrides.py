@@ -93,14 +93,14 @@ def read_overrides(checkpoint: Path, *, file: Path | None = None) -> Overrides:
     merged: dict[str, Any] = {}
     avatar_folders: dict[str, Path] = {}
     inside = checkpoint / "overrides.json"
-    for path in [inside] * inside.is_file() + [file] * (file is not None):
+    for path in [path for path in (inside if inside.is_file() else None, file) if path is not None]:
         given = read_json(path)
         _check_keys(given, path=path)
         for key, value in given.items():
             merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) and key != "sizes" else value
-        for name in given.get("avatars", {}):
+        for name, picture in _texts(given.get("avatars", {}), what=f"{path}: avatars").items():
             # The checkpoint's pictures travel with it; so do those of a file that lies elsewhere, seen from the file.
-            avatar_folders[name] = checkpoint if (checkpoint / given["avatars"][name]).is_file() else path.parent
+            avatar_folders[name] = checkpoint if (checkpoint / picture).is_file() else path.parent
     return _overrides(merged, avatar_folders=avatar_folders, path=file or inside)
 
 
@@ -129,9 +129,9 @@ def _check_kind(value: Any, *, like: Any, what: str) -> None:
         if not isinstance(value, list) or not value or any(type(item) is not type(like[0]) for item in value):
             raise CheckpointError(f"{what} is {value!r}, expected a list such as {like}")
         return
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    whole = isinstance(like, int) and "ratio" not in what
-    if not number or (whole and value != int(value)):
+    # A multiple may be broken although the published one is whole.
+    kinds = int if isinstance(like, int) and not what.endswith(("ratio", "fps")) else int | float
+    if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
         raise CheckpointError(f"{what} is {value!r}, expected a number such as {like}")
 
 

@@ -10,26 +10,26 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 from torch import Tensor, nn
 
+from ..runtime.engine import open_engine
 from ..runtime.package_writer import PackageWriter
 from .dit import Dit, fused_graph
 from .fuse import Link, fuse
 from .graph_spec import GraphSpec
-from .lazy_weights import Binding, bind, lay_out, materialised, pieces, wanted_by
-from .parity import Parity, compare
+from .lazy_weights import Binding, bind, lay_out, pieces, streamed, wanted_by
+from .parity import Module, Parity, Run, compare
 from .subnetworks import Built, Subnetwork
 from .to_onnx import TracedGraph, parameter_names, trace
 
 _GOLDEN_BYTES = 1 << 20
-"""Larger golden vectors are kept for the first and the last block of the DiT only: 40 times the text would be 400 MB."""
+"""Larger golden vectors are kept for the first block of the DiT only: 40 times its text context would be 400 MB."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Options:
     """How weights are stored: fp32 or fp16."""
     threads: int = 1
     """For PyTorch and the engine."""
+    fused_bytes: int = 4 << 30
+    """Weights up to which the fused DiT is opened to compare it; beyond, its parts are, one at a time."""
 
 
 @dataclass
@@ -105,8 +107,9 @@ class PartsWriter:
             model = bind(graph, Binding(known, slots, location))
             model.graph.name = spec.name
             path = self.writer.add_file(f"{spec.name}.onnx", model.SerializeToString(deterministic=True))
-            with materialised(spec.module, names=known, read=built.read) as module:
-                parity = self._compare(spec, graph=path, module=_on_inputs(module))
+            with self._running(path) as run:
+                module = _streamed(spec.module, names=known, built=built)
+                parity = compare(spec, run=run, module=module, precision=self.options.precision)
             self._note(spec, model, parity=parity, started=started, keep=_keeps_golden(part, parity))
             started = time.monotonic()
         self._complete(part, [spec.name for spec in specs], key=key)
@@ -116,35 +119,63 @@ class PartsWriter:
             return
         started = time.monotonic()
         spec = fused_graph(model)
+        parts = [part for part in built.graphs if part.name != "dit_time"]
         fused = fuse(
-            self._links(built.graphs),
+            self._links(parts),
             name=spec.name,
             inputs=spec.input_names,
             outputs=spec.output_names,
             axes=spec.shape_names,
         )
         path = self.writer.add_file(f"{spec.name}.onnx", fused.SerializeToString(deterministic=True))
-        parity = self._compare(spec, graph=path, module=_in_parts(built, spec))
+        module = _chain(parts, spec, run_part=lambda part, inputs: self._module_outputs(part, inputs, built=built))
+        whole = _external_bytes(fused) <= self.options.fused_bytes
+        with self._running(path) if whole else self._running_chain(parts, spec) as run:
+            parity = compare(spec, run=run, module=module, precision=self.options.precision)
         self._note(spec, fused, parity=parity, started=started, keep=True)
         self._complete("dit", [spec.name], key=key)
 
     def _links(self, specs: Sequence[GraphSpec]) -> list[Link]:
         """Chain prologue, blocks and epilogue, as their files lie in the package, by the tokens that pass between."""
-        chained = [spec for spec in specs if spec.name != "dit_time"]
         links: list[Link] = []
-        for index, spec in enumerate(chained):
+        for index, spec in enumerate(specs):
             ends = {"tokens_out": f"tokens_{index:02d}"}
             ends["tokens"] = "tokens_00" if index == 0 else f"tokens_{index - 1:02d}"
             model = onnx.load(self.writer.folder / f"{spec.name}.onnx", load_external_data=False)
             links.append(Link(spec.name.removeprefix("dit_"), model, ends))
         return links
 
-    def _compare(self, spec: GraphSpec, *, graph: Path, module: Any) -> Parity:
-        return compare(spec, graph=graph, module=module, precision=self.options.precision, threads=self.options.threads)
+    @contextlib.contextmanager
+    def _running(self, graph: Path) -> Iterator[Run]:
+        engine = open_engine(graph, device="cpu", threads=self.options.threads, compute="f32")
+        try:
+            yield engine.run
+        finally:
+            engine.close()
 
-    def _note(
-        self, spec: GraphSpec, model: onnx.ModelProto, *, parity: Parity, started: float, keep: bool
-    ) -> None:
+    @contextlib.contextmanager
+    def _running_chain(self, parts: Sequence[GraphSpec], whole: GraphSpec) -> Iterator[Run]:
+        """Run the graphs of the parts one after the other, each opened for its turn: what the fused graph computes."""
+
+        def run_part(part: GraphSpec, inputs: Sequence[Any]) -> Sequence[Any]:
+            with self._running(self.writer.folder / f"{part.name}.onnx") as run:
+                outputs = run(dict(zip(part.input_names, inputs, strict=True)))
+            return [outputs[name] for name in part.output_names]
+
+        chain = _chain(parts, whole, run_part=run_part)
+
+        def run(feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+            outputs = chain(tuple(feeds[name] for name in whole.input_names))
+            return dict(zip(whole.output_names, outputs, strict=True))
+
+        yield run
+
+    @staticmethod
+    def _module_outputs(part: GraphSpec, inputs: Sequence[Any], *, built: Built) -> Sequence[Any]:
+        names = parameter_names(part.module, built.model)
+        return _streamed(part.module, names=names, built=built)(tuple(inputs))
+
+    def _note(self, spec: GraphSpec, model: onnx.ModelProto, *, parity: Parity, started: float, keep: bool) -> None:
         self.graphs[spec.name] = {
             "file": f"{spec.name}.onnx",
             "subnetwork": spec.subnetwork,
@@ -162,9 +193,7 @@ class PartsWriter:
 
     def _complete(self, part: str, names: Sequence[str], *, key: str) -> None:
         tables = {"graphs": self.graphs, "golden": self.golden, "seconds": self.seconds, "sizes": self.sizes}
-        record = {
-            table: {name: values[name] for name in names if name in values} for table, values in tables.items()
-        }
+        record = {table: {name: values[name] for name in names if name in values} for table, values in tables.items()}
         self.writer.complete(part, key=key, record=record)
 
     def _resumed(self, part: str, *, key: str) -> bool:
@@ -199,24 +228,28 @@ def _keeps_golden(part: str, parity: Parity) -> bool:
     return len(parity.golden) <= _GOLDEN_BYTES or not _is_block(part) or part.endswith("_00")
 
 
-def _on_inputs(module: nn.Module) -> Any:
-    return lambda inputs: module(*inputs)
+def _streamed(module: nn.Module, *, names: Mapping[str, str], built: Built) -> Module:
+    """Return a function that runs a module with the values of one layer in memory at a time."""
+
+    def run(inputs: tuple[Tensor, ...]) -> Sequence[Tensor]:
+        with streamed(module, names=names, read=built.read):
+            return module(*inputs)
+
+    return run
 
 
-def _in_parts(built: Built, whole: GraphSpec) -> Any:
-    """Run the DiT part by part, with the weights of one part in memory at a time."""
+def _chain(
+    parts: Sequence[GraphSpec], whole: GraphSpec, *, run_part: Callable[[GraphSpec, Sequence[Any]], Sequence[Any]]
+) -> Callable[[tuple[Any, ...]], Sequence[Any]]:
+    """Return a function that computes the whole DiT part by part."""
 
-    def run(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def run(inputs: tuple[Any, ...]) -> Sequence[Any]:
         values = dict(zip(whole.input_names, inputs, strict=True))
-        for spec in built.graphs:
-            if spec.name == "dit_time":
-                continue
-            names = parameter_names(spec.module, built.model)
-            with materialised(spec.module, names=names, read=built.read) as module:
-                outputs = module(*(values[name] for name in spec.input_names))
-            values.update(zip(spec.output_names, outputs, strict=True))
-            values["tokens"] = values.get("tokens_out", values["tokens"])
-        return tuple(values[name] for name in whole.output_names)
+        for part in parts:
+            outputs = run_part(part, [values[name] for name in part.input_names])
+            values.update(zip(part.output_names, outputs, strict=True))
+            values["tokens"] = values.pop("tokens_out", values["tokens"])
+        return [values[name] for name in whole.output_names]
 
     return run
 

@@ -7,20 +7,19 @@ package's golden vectors.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..runtime.engine import open_engine
 from ..runtime.errors import VerificationError
 from ..runtime.golden import F32, OutputResult, Tolerance, compare_output, golden_bytes
 from .graph_spec import GraphSpec
 
 Array = npt.NDArray[np.generic]
 Module = Callable[[tuple[Tensor, ...]], Sequence[Tensor]]
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 FP16_STORAGE = Tolerance(
     rel_l2=5e-3,
@@ -53,44 +52,42 @@ def tolerance_for(precision: str) -> Tolerance:
     return F32 if precision == "fp32" else FP16_STORAGE
 
 
-def compare(spec: GraphSpec, *, graph: Path, module: Module, precision: str, threads: int) -> Parity:
+def compare(spec: GraphSpec, *, run: Run, module: Module, precision: str) -> Parity:
     """Run module and graph on both example inputs.
 
     Args:
         spec: names and inputs.
-        graph: the .onnx file, its weights beside it.
+        run: runs the graph; inputs and outputs by name.
         module: what the graph must agree with; takes one set of inputs.
         precision: how the graph's weights are stored, fp32 or fp16.
-        threads: for both sides.
 
     Raises:
         VerificationError: they differ by more than `tolerance_for` allows, or a value is not finite.
         EngineError: the engine refuses the graph.
     """
     tolerance = tolerance_for(precision)
-    references = [_reference(spec, module, example) for example in spec.examples]
     results: list[OutputResult] = []
-    engine = open_engine(graph, device="cpu", threads=threads, compute="f32")
-    try:
-        for example, reference in zip(spec.examples, references, strict=True):
-            ours = engine.run(_inputs(spec, example))
-            for name, theirs in reference.items():
-                result = compare_output(name, ours=ours.get(name), theirs=theirs, tolerance=tolerance)
-                if not result.passed:
-                    shape = list(theirs.shape)
-                    raise VerificationError(
-                        f"graph {spec.name} is not its PyTorch module: output {name} {shape}: {result.fault}"
-                    )
-                if theirs.dtype.kind == "f":
-                    results.append(result)
-    finally:
-        engine.close()
+    references: list[dict[str, Array]] = []
+    for example in spec.examples:
+        references.append(_reference(spec, module, example))
+        ours = run(_inputs(spec, example))
+        results += [_checked(spec, ours.get(name), theirs, name, tolerance) for name, theirs in references[-1].items()]
+    floats = [result for result in results if references[0][result.output].dtype.kind == "f"]
     return Parity(
-        max_abs=max((result.max_abs for result in results), default=0.0),
-        max_rel=max((result.rel_max for result in results), default=0.0),
+        max_abs=max((result.max_abs for result in floats), default=0.0),
+        max_rel=max((result.rel_max for result in floats), default=0.0),
         shapes=len(spec.examples),
         golden=golden_bytes(_inputs(spec, spec.examples[0]), references[0], tolerance=tolerance),
     )
+
+
+def _checked(spec: GraphSpec, ours: Array | None, theirs: Array, name: str, tolerance: Tolerance) -> OutputResult:
+    result = compare_output(name, ours=ours, theirs=theirs, tolerance=tolerance)
+    if not result.passed:
+        raise VerificationError(
+            f"graph {spec.name} is not its PyTorch module: output {name} {list(theirs.shape)}: {result.fault}"
+        )
+    return result
 
 
 def _reference(spec: GraphSpec, module: Module, example: tuple[Tensor, ...]) -> dict[str, Array]:

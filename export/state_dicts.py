@@ -16,10 +16,10 @@ from .weight_files import RenamedWeights, TensorInfo, Weights
 _GROUPS = ("state_dict", "model")
 _EMA_GROUPS = ("ema", "model_ema")
 _WRAPPERS = ("module", "_orig_mod", "shadow")  # data-parallel, torch.compile, the inner name of averaging libraries
+# What trainers save beside weights, and the counters of averaging libraries.
 _LEFTOVERS = frozenset(
-    # What trainers save beside weights, and the counters of averaging libraries.
-    "optimizer optimizers optim lr_scheduler scheduler scaler rng rng_state "
-    "n_averaged num_updates decay initted step epoch global_step".split()
+    {"optimizer", "optimizers", "optim", "lr_scheduler", "scheduler", "scaler", "rng", "rng_state"}
+    | {"n_averaged", "num_updates", "decay", "initted", "step", "epoch", "global_step"}
 )
 
 # How many names one error message spells out per kind; the count is always there.

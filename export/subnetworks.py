@@ -110,7 +110,7 @@ def _require_partners(checkpoint: Checkpoint, config: DitConfig) -> None:
             )
         if encoder is not None and not taken:
             raise CheckpointError(
-                f"{checkpoint.folder} has a {name} encoder, but the DiT has no keys for it; both or neither are expected"
+                f"{checkpoint.folder} has a {name} encoder, but the DiT no keys for it; both or neither are expected"
             )
 
 
@@ -164,8 +164,9 @@ def _with_rope_rows(weights: Weights, config: DitConfig) -> Reader:
 
 
 def _vae_config(values: Mapping[str, Any]) -> VaeConfig:
+    arguments: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
     try:
-        return VaeConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        return VaeConfig(**arguments)
     except ValueError as error:
         raise CheckpointError(f"_video_vae: {error}") from error
 
@@ -203,9 +204,7 @@ def _text(weights: Weights, values: Mapping[str, Any], dit: DitConfig) -> Subnet
         raise CheckpointError(f"the text encoder is {config.dim} wide, the DiT takes {dit.text_dim}")
     model: TextEncoder = _without_values(lambda: TextEncoder(config))
     fitting = require(weights, expected=_shapes(model), what="the text encoder")
-    return Subnetwork(
-        "text_encoder", weights.files, lambda: Built(model, tuple(text_graphs(model)), fitting.read)
-    )
+    return Subnetwork("text_encoder", weights.files, lambda: Built(model, tuple(text_graphs(model)), fitting.read))
 
 
 def _image(weights: Weights, values: Mapping[str, Any], dit: DitConfig) -> Subnetwork:
@@ -251,9 +250,7 @@ def _audio_config(values: Mapping[str, Any]) -> AudioEncoderConfig:
 
 def _audio(weights: Weights, config: AudioEncoderConfig) -> Subnetwork:
     model: AudioEncoder = _without_values(lambda: AudioEncoder(config))
-    require(
-        _Converted(weights, convert=audio_keys), expected=_shapes(model), what="the audio encoder"
-    )
+    require(_Converted(weights, convert=audio_keys), expected=_shapes(model), what="the audio encoder")
 
     def build() -> Built:
         used = [name for name in weights.infos() if not name.removeprefix("wav2vec2.").startswith(UNUSED_KEYS)]
@@ -298,7 +295,7 @@ def _converted(weights: Weights, convert: Conversion) -> dict[str, Tensor]:
     try:
         return convert(empty)
     except KeyError as error:
-        raise CheckpointError(f"{weights.files[0]} lacks the tensor {error}, which belongs to one that it has") from error
+        raise CheckpointError(f"{weights.files[0]} lacks {error}, which belongs to a tensor that it has") from error
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{weights.files[0]}: tensors that belong together differ in shape: {reason}") from error

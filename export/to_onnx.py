@@ -113,7 +113,7 @@ def trace(spec: GraphSpec) -> TracedGraph:
 
 @contextlib.contextmanager
 def _faked(module: nn.Module, example: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
-    """Let parameters on the meta device pass for ones on the CPU while they are traced; yields inputs that go with them.
+    """Let parameters on the meta device pass for ones on the CPU while they are traced; yields inputs to go with them.
 
     Buffers have values and stay as they are: the tracer notes them as constants.
     """
@@ -186,6 +186,7 @@ def _name_nodes(graph: ir.Graph) -> None:
     for node in graph.all_nodes():
         scopes = _scopes(node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
         scope = scopes[-2].removeprefix("network").removeprefix(".") if len(scopes) > 1 else ""
+        scope = "" if scope.startswith("_") else scope  # the tracer's own
         stem = f"{scope}/{node.op_type}" if scope else node.op_type
         count = seen[stem] = seen.get(stem, 0) + 1
         node.name = stem if count == 1 else f"{stem}_{count}"

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ..runtime.errors import CheckpointError
 
-# A published 19 B checkpoint has 1.9 k tensors and a header of 0.2 MB; a file beyond these caps is an attack or a mistake.
+# A published 19 B checkpoint has 1.9 k tensors and headers of 0.2 MB; what is beyond is an attack or a mistake.
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 20_000
 
@@ -102,7 +102,7 @@ class SafetensorsFile:
             while filled < len(raw):
                 count = file.readinto(view[filled:])
                 if not count:
-                    raise CheckpointError(f"{self._path}: tensor {name!r} ends early: the file changed while it was read")
+                    raise CheckpointError(f"{self._path}: tensor {name!r} ends early: the file was changed meanwhile")
                 filled += count
         values = np.frombuffer(raw, dtype=_DTYPES[info.dtype][0]).reshape(info.shape)
         return _finite_float32(values, bfloat16=info.dtype == "BF16", name=name, path=self._path)
@@ -137,7 +137,10 @@ class PickledFile:
         self._tensors: dict[str, Any] = dict(_tensors_of(tree, prefix="", depth=0))
         if len(self._tensors) > MAX_TENSORS:
             raise CheckpointError(f"{path} holds {len(self._tensors)} tensors, at most {MAX_TENSORS} are read")
-        self._infos = {name: TensorInfo(tuple(t.shape), _torch_dtype(t, name, path)) for name, t in self._tensors.items()}
+        self._infos = {
+            name: TensorInfo(tuple(tensor.shape), _torch_dtype(tensor, name, path))
+            for name, tensor in self._tensors.items()
+        }
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -294,9 +297,7 @@ def _checked_entry(entry: Any, *, name: str, path: Path) -> tuple[TensorInfo, tu
     return TensorInfo(tuple(shape), dtype), (start, stop)
 
 
-def _check_tiling(
-    entries: Mapping[str, tuple[TensorInfo, tuple[int, int]]], *, path: Path, data_bytes: int
-) -> None:
+def _check_tiling(entries: Mapping[str, tuple[TensorInfo, tuple[int, int]]], *, path: Path, data_bytes: int) -> None:
     """Refuse gaps, overlaps, trailing and missing bytes: each is either damage or a place to hide something."""
     reached = 0
     for name, (_, (start, stop)) in sorted(entries.items(), key=lambda item: item[1][1]):
@@ -332,12 +333,11 @@ def _torch_dtype(tensor: Any, name: str, path: Path) -> str:
     return known[tensor.dtype]
 
 
-def _finite_float32(
-    values: npt.NDArray[Any], *, bfloat16: bool, name: str, path: Path
-) -> npt.NDArray[np.float32]:
+def _finite_float32(values: npt.NDArray[Any], *, bfloat16: bool, name: str, path: Path) -> npt.NDArray[np.float32]:
     if bfloat16:
         # In place of a type that numpy lacks: shift the two bytes into the upper half of a float32.
-        wide = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        bits = np.empty(values.shape, dtype=np.uint32)
+        wide = np.left_shift(values, 16, out=bits, dtype=np.uint32, casting="safe").view(np.float32)
     else:
         wide = values.astype(np.float32, copy=not values.flags.writeable)
     # A sum is finite only if every term is (an overflowing sum of finite terms is caught by the exact look).
