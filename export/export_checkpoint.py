@@ -14,7 +14,7 @@ import torch
 
 from ..runtime.avatar import Avatar, write_avatar
 from ..runtime.errors import CheckpointError
-from ..runtime.image import load_portrait
+from ..runtime.image import PUBLISHED_SIZES, load_portrait
 from ..runtime.model_package import ModelPackage
 from ..runtime.package_writer import PackageWriter
 from ..runtime.schedulers import euler_timesteps
@@ -171,7 +171,7 @@ def _versions() -> dict[str, str]:
 def _settings(overrides: Overrides) -> dict[str, Any]:
     given = overrides.settings
     settings = {name: int(given[name]) for name in ("window", "motion", "drop", "steps")}
-    sizes = {"own": dict(overrides.sizes)} if overrides.sizes else published.size_tables()
+    sizes = {"own": dict(overrides.sizes)} if overrides.sizes else PUBLISHED_SIZES
     return {
         "settings": {
             "fps": given["fps"],
