@@ -155,9 +155,9 @@ def _target(layer: str, *, infos: Mapping[str, TensorInfo], path: Path) -> str:
 def _check_shapes(
     up: tuple[int, ...], down: tuple[int, ...], *, target: tuple[int, ...], name: str, path: Path
 ) -> None:
-    if min(len(up), len(down), len(target)) >= 2 and down[0] > 0:
-        if int(np.prod(up[1:])) == down[0] and (up[0], *down[1:]) in (target, _flat(target)):
-            return
+    matrices = min(len(up), len(down), len(target)) >= 2 and 0 < down[0] == int(np.prod(up[1:]))
+    if matrices and (up[0], *down[1:]) in (target, _flat(target)):
+        return
     raise CheckpointError(
         f"{path}: LoRA factors {list(up)} and {list(down)} do not make an update of {name} {list(target)}"
     )

@@ -339,11 +339,12 @@ def _finite_float32(values: npt.NDArray[Any], *, bfloat16: bool, name: str, path
         bits = np.empty(values.shape, dtype=np.uint32)
         wide = np.left_shift(values, 16, out=bits, dtype=np.uint32, casting="safe").view(np.float32)
     else:
-        wide = values.astype(np.float32, copy=not values.flags.writeable)
-    # A sum is finite only if every term is (an overflowing sum of finite terms is caught by the exact look).
-    with np.errstate(over="ignore", invalid="ignore"):
-        suspicious = not np.isfinite(wide.sum(dtype=np.float64))
-    if suspicious and not np.isfinite(wide).all():
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, and is refused below
+            wide = values.astype(np.float32, copy=not values.flags.writeable)
+    # A sum in float64 is finite only if every term is; it needs no second array of the tensor's size.
+    with np.errstate(invalid="ignore"):
+        finite = bool(np.isfinite(wide.sum(dtype=np.float64)))
+    if not finite:
         raise CheckpointError(f"{path}: tensor {name!r} holds NaN or infinity; the checkpoint is damaged")
     return wide
 
