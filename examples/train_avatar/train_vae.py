@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train the video autoencoder: single frames, then short clips, then the decoder alone behind a frozen encoder.
+
+The network is `edgereels.export.vae.VideoVae`, so layout and keys are those of Wan 2.1. What makes it cheap: one
+residual block per level (`num_res_blocks` 0), and in the encoder and at the decoder's two highest resolutions only the
+newest temporal tap is used; time is modelled at low resolution.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from edgereels.export import vae as vae_module
+from edgereels.export.vae import VaeConfig, VideoVae, make_spatial_only
+
+from .dataset import SIZE
+from .draw_frames import drawn_frames
+from .optimiser import Optimisers
+
+CONFIG = VaeConfig(dim=16, num_res_blocks=0)
+HELD_OUT_CLIPS = 8
+"""The last drawn clips are never trained on."""
+MOUTH_BOX = (70, 42, 98, 86)
+"""Top, left, bottom, right in pixels of a 128-pixel frame; holds the mouth in every pose."""
+EYES_BOX = (40, 36, 64, 92)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of the training."""
+
+    name: str
+    video_share: float
+    """Share of the steps that see clips; the others see single frames."""
+    encoder_trains: bool
+    factor: float
+    """Of the learning rates at the phase's beginning."""
+    final_factor: float
+    """Of the learning rates at its end."""
+
+
+PHASES = {
+    "vae_images": Phase("vae_images", video_share=0.0, encoder_trains=True, factor=1.0, final_factor=0.4),
+    "vae_video": Phase("vae_video", video_share=0.75, encoder_trains=True, factor=0.6, final_factor=0.3),
+    "vae_decoder": Phase("vae_decoder", video_share=0.8, encoder_trains=False, factor=0.6, final_factor=0.01),
+}
+
+
+def new_vae() -> VideoVae:
+    """Return the untrained network: cheap convolutions chosen, temporal ones started as copies of the newest frame."""
+    torch.manual_seed(0)
+    vae = VideoVae(CONFIG)
+    make_spatial_only([vae.encoder])
+    high = [*list(vae.decoder.upsamples)[4:], vae.decoder.head]  # from the second-highest resolution on
+    make_spatial_only(high)
+    with torch.no_grad():
+        for name, module in vae.named_modules():
+            if name.endswith("time_conv"):
+                identity = torch.eye(module.weight.shape[1]).repeat(module.weight.shape[0] // module.weight.shape[1], 1)
+                module.weight.mul_(0.1)
+                module.weight[:, :, -1, 0, 0] += identity
+                module.bias.zero_()
+            elif getattr(module, "kernel_size", None) == (3, 3, 3) and not module.spatial_only:
+                module.weight[:, :, :2] *= 0.2
+        for attention in (vae.encoder.middle[1], vae.decoder.middle[1]):
+            attention.proj.weight.mul_(0.1)
+    return vae
+
+
+def inner_weights(vae: VideoVae) -> set[str]:
+    """Return the names of the weights that Muon updates: every convolution but the first and last of each half."""
+    outer = {"encoder.conv1", "encoder.head.2", "conv1", "conv2", "decoder.conv1", "decoder.head.2"}
+    return {
+        f"{name}.weight"
+        for name, module in vae.named_modules()
+        if isinstance(module, nn.Conv3d | nn.Conv2d) and name not in outer
+    }
+
+
+class Batches:
+    """Random training batches from the drawn clips."""
+
+    def __init__(self, frames: npt.NDArray[np.uint8], generator: np.random.Generator) -> None:
+        self.frames = frames
+        self.generator = generator
+
+    def images(self) -> tuple[Tensor, Tensor]:
+        """Return single frames (batch, 3, 1, h, w) and the loss weight of their pixels (batch, 1, 1, h, w)."""
+        if self.generator.random() < 0.35:
+            return self._cut([self._clip(1) for _ in range(2)], [(0, 0)] * 2, SIZE)
+        corners = [self._corner() for _ in range(8)]
+        return self._cut([self._clip(1) for _ in range(8)], corners, 64)
+
+    def clips(self) -> tuple[Tensor, Tensor]:
+        """Return short clips (batch, 3, 9 or 13, h, w) and the weights; some are padded as the sampler pads them."""
+        if self.generator.random() < 0.12:
+            return self._cut([self._clip(5)], [(0, 0)], SIZE)
+        clips = [self._clip(13 if self.generator.random() < 0.15 else 9) for _ in range(1)]
+        clips.append(self._clip(len(clips[0])))
+        if self.generator.random() < 0.2:
+            clips = [self._padded(clip) for clip in clips]
+        return self._cut(clips, [self._corner() for _ in clips], 64)
+
+    def _clip(self, count: int) -> npt.NDArray[np.float32]:
+        clip = self.generator.integers(0, len(self.frames) - HELD_OUT_CLIPS)
+        first = self.generator.integers(0, self.frames.shape[1] - count + 1)
+        return self.frames[clip, first : first + count].astype(np.float32) / 127.5 - 1
+
+    def _padded(self, clip: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        padded = np.zeros_like(clip)
+        known = 1 if self.generator.random() < 0.4 else 5
+        padded[:known] = clip[:known]
+        if len(clip) > known + 5 or known == 1:
+            padded[-5:] = self._clip(1)
+        return padded
+
+    def _corner(self) -> tuple[int, int]:
+        kind = self.generator.random()
+        if kind < 0.55:  # around the mouth
+            return int(self.generator.integers(5, 9)) * 8, int(self.generator.integers(3, 6)) * 8
+        if kind < 0.75:  # around the eyes
+            return int(self.generator.integers(2, 5)) * 8, int(self.generator.integers(3, 6)) * 8
+        return int(self.generator.integers(0, 9)) * 8, int(self.generator.integers(0, 9)) * 8
+
+    def _cut(
+        self, clips: list[npt.NDArray[np.float32]], corners: list[tuple[int, int]], size: int
+    ) -> tuple[Tensor, Tensor]:
+        weight = pixel_weight()
+        cut = [clip[:, y : y + size, x : x + size] for clip, (y, x) in zip(clips, corners, strict=True)]
+        weights = np.stack([weight[y : y + size, x : x + size] for y, x in corners])
+        return torch.from_numpy(np.stack(cut)).permute(0, 4, 1, 2, 3).contiguous(), torch.from_numpy(weights)[:, None, None]
+
+
+def pixel_weight() -> npt.NDArray[np.float32]:
+    """Return how much each pixel counts, shape (size, size): the mouth four times, the eyes three times."""
+    weight = np.ones((SIZE, SIZE), np.float32)
+    for (top, left, bottom, right), value in ((EYES_BOX, 3.0), (MOUTH_BOX, 4.0)):
+        weight[top:bottom, left:right] = value
+    return weight
+
+
+def reconstruction_loss(decoded: Tensor, frames: Tensor, weight: Tensor) -> Tensor:
+    """Return L1 + 2 squares + 0.5 gradients, weighted per pixel."""
+    difference = decoded - frames
+    edges_y = (difference[..., 1:, :] - difference[..., :-1, :]).abs() * weight[..., 1:, :]
+    edges_x = (difference[..., 1:] - difference[..., :-1]).abs() * weight[..., 1:]
+    point = (difference.abs() + 2 * difference.square()) * weight
+    return (point.mean() + 0.5 * (edges_y.mean() + edges_x.mean())) / weight.mean()
+
+
+def train(folder: Path, *, steps: int, phase: str = "vae_images") -> None:
+    """Train one phase for `steps` steps in all; starts from the phase before, or from its own last save."""
+    plan = PHASES[phase]
+    vae = new_vae()
+    for parameter in [*vae.encoder.parameters(), *vae.conv1.parameters()]:
+        parameter.requires_grad_(plan.encoder_trains)
+    optimisers = Optimisers(vae, inner=inner_weights(vae), muon_lr=0.02, adam_lr=2e-3)
+    average = {name: value.clone() for name, value in vae.state_dict().items()}
+    path, done = folder / f"{phase}.pt", 0
+    earlier = next((p for p in (path, *_before(folder, phase)) if p.exists()), None)
+    if earlier is not None:
+        saved = torch.load(earlier)
+        vae.load_state_dict(saved["vae"])
+        average = saved["average"]
+        if earlier == path:
+            optimisers.load_state_dict(saved["optimisers"])
+            done = saved["step"]
+        elif plan.name == "vae_decoder":
+            vae.load_state_dict(average)  # the encoder that the latents were made with
+    frames = drawn_frames(folder)
+    errors: list[float] = []
+    saved_at = time.monotonic()
+    for step in range(done, steps):
+        generator = np.random.default_rng([step, len(phase)])
+        torch.manual_seed(step)
+        batches = Batches(frames, generator)
+        video = generator.random() < plan.video_share
+        images, weight = batches.clips() if video else batches.images()
+        loss, error = _loss(vae, images, weight, encoder_trains=plan.encoder_trains)
+        optimisers.step(loss, factor=_factor(step, steps, plan))
+        errors.append(error)
+        _follow(average, vae, min(0.995, (step + 10) / (step + 100)))
+        if step % 100 == 99 or step == steps - 1:
+            print(
+                f"{phase} {step + 1}/{steps} loss {loss.item():.4f} training PSNR {10 * math.log10(4 / np.mean(errors[-100:])):.2f}"
+                f" {evaluate(average, frames, video=plan.video_share > 0) if step % 500 == 499 or step == steps - 1 else ''}",
+                flush=True,
+            )
+        if time.monotonic() - saved_at > 60 or step == steps - 1:
+            state = {"vae": vae.state_dict(), "average": average, "optimisers": optimisers.state_dict(), "step": step + 1}
+            torch.save(state, path.with_suffix(".partial"))
+            path.with_suffix(".partial").rename(path)
+            saved_at = time.monotonic()
+
+
+def train_video(folder: Path, *, steps: int) -> None:
+    """Train encoder and decoder on clips."""
+    train(folder, steps=steps, phase="vae_video")
+
+
+def train_decoder(folder: Path, *, steps: int) -> None:
+    """Train the decoder behind the frozen encoder."""
+    train(folder, steps=steps, phase="vae_decoder")
+
+
+def _before(folder: Path, phase: str) -> list[Path]:
+    names = list(PHASES)
+    return [folder / f"{name}.pt" for name in reversed(names[: names.index(phase)])]
+
+
+def _factor(step: int, steps: int, plan: Phase) -> float:
+    progress = step / steps
+    level = plan.final_factor + (plan.factor - plan.final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+    return level * min(1.0, (step + 1) / 50)
+
+
+def _loss(vae: VideoVae, images: Tensor, weight: Tensor, *, encoder_trains: bool) -> tuple[Tensor, float]:
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.set_grad_enabled(encoder_trains):
+            mean, log_variance = vae.encode_moments(images)
+        mean, log_variance = mean.float(), log_variance.float().clamp(-12, 4)
+        latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        decoded = vae.decode(vae.scale.normalise(latents)).float()
+    loss = reconstruction_loss(decoded, images, weight)
+    if encoder_trains:
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        loss = loss + 1e-3 * divergence
+    return loss, (decoded.detach() - images).square().mean().item()
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], model: nn.Module, keep: float) -> None:
+    for name, value in model.state_dict().items():
+        average[name].lerp_(value, 1 - keep)
+
+
+def load_vae(folder: Path, *, phase: str | None = None) -> VideoVae:
+    """Return the averaged network of the phase, or of the last one that was begun; not normalised."""
+    paths = [folder / f"{name}.pt" for name in ([phase] if phase else reversed(PHASES))]
+    vae = new_vae()
+    vae.load_state_dict(torch.load(next(path for path in paths if path.exists()))["average"])
+    return vae.eval()
+
+
+def peak_ratio(ours: npt.NDArray[np.float32], truth: npt.NDArray[np.float32]) -> float:
+    """Return the PSNR in dB of frames in [-1, 1]."""
+    return 10 * math.log10(4 / max(float(np.mean((ours - truth) ** 2)), 1e-12))
+
+
+@torch.no_grad()
+def evaluate(average: dict[str, Tensor], frames: npt.NDArray[np.uint8], *, video: bool) -> dict[str, float]:
+    """Return PSNR on held-out clips: whole frame, mouth box, eyes box."""
+    vae = new_vae()
+    vae.load_state_dict(average)
+    count = 13 if video else 1
+    clips = frames[-HELD_OUT_CLIPS:, 60 : 60 + count].astype(np.float32) / 127.5 - 1
+    inputs = torch.from_numpy(clips).permute(0, 4, 1, 2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        decoded = [vae.decode(vae.scale.normalise(vae.encode_moments(part)[0])).float() for part in inputs.split(2)]
+    ours = torch.cat(decoded).clamp(-1, 1).permute(0, 2, 3, 4, 1).numpy()
+    result = {"whole": round(peak_ratio(ours, clips), 2)}
+    for name, (top, left, bottom, right) in (("mouth", MOUTH_BOX), ("eyes", EYES_BOX)):
+        box = np.s_[:, :, top:bottom, left:right]
+        result[name] = round(peak_ratio(ours[box], clips[box]), 2)
+    return result
+
+
+__all__ = ["CONFIG", "PHASES", "evaluate", "load_vae", "train", "train_decoder", "train_video", "vae_module"]
