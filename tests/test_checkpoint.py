@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from edgereels.export.checkpoint import open_checkpoint, source_records, task_of
 from edgereels.export.state_dicts import require, unwrap
 from edgereels.export.weight_files import MAX_TENSORS, PickledFile, SafetensorsFile, ShardedWeights
 from edgereels.runtime.errors import CheckpointError
-from safetensors.torch import save_file
 
 Header = dict[str, Any]
 
