@@ -46,6 +46,7 @@ def fuse(
     graph.Clear()
     graph.name = name
     known = set(inputs)
+    types: dict[str, onnx.ValueInfoProto] = {}
     for link in links:
         part = link.model.graph
         ends = {value.name: link.names.get(value.name, value.name) for value in [*part.input, *part.output]}
@@ -54,11 +55,12 @@ def fuse(
             raise ValueError(f"part {link.prefix} takes {loose}, which nothing before it makes")
         _append(graph, part, prefix=link.prefix, ends=ends)
         known.update(ends[value.name] for value in part.output)
-    types = {value.name: value for link in links for value in [*link.model.graph.input, *link.model.graph.output]}
+        types |= {ends[value.name]: value for value in [*part.input, *part.output]}
     for ends, target in ((inputs, graph.input), (outputs, graph.output)):
         for end in ends:
             value = target.add()
             value.CopyFrom(types[end])
+            value.name = end
             set_axes(value, axes[end])
     return fused
 

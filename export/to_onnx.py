@@ -145,7 +145,8 @@ def _require_dynamic(graph: ir.Graph, spec: GraphSpec) -> None:
     for value in graph.inputs:
         wanted = spec.shape_names.get(str(value.name), ())
         for index, (axis, found) in enumerate(zip(wanted, value.shape or (), strict=False)):
-            if isinstance(axis, str) and isinstance(found, int):
+            # A size that the tracer found to be fixed comes as the name "3".
+            if isinstance(axis, str) and str(getattr(found, "value", found)).isdigit():
                 raise UnsuitableGraphError(
                     f"graph {spec.name}: axis {index} of {value.name} was fixed to {found}, expected the dynamic {axis}"
                 )
@@ -215,6 +216,7 @@ def _without_places(model: onnx.ModelProto, parameters: list[Parameter], *, spec
         )
     for value in [*graph.input, *graph.output]:
         set_axes(value, spec.shape_names[value.name])
+        del value.metadata_props[:]
     # Shapes noted by the tracer name its own symbols; engines infer better ones, and quantisers trip over stale ones.
     del graph.value_info[:]
     del graph.metadata_props[:]
