@@ -120,8 +120,8 @@ class AvatarSession:
     """An open package. Use it with `with`; it runs one stream at a time.
 
     A session is not to be used from several threads at once: a second stream raises `EdgereelsError` while the first
-    is running. Several sessions may run in several threads; they share one pool of engine threads. The interpreter
-    lock is free while an engine works.
+    is running. Several sessions may run in several threads, each with its own `threads`. The interpreter lock is
+    free while an engine works.
     """
 
     thread_safe = False
