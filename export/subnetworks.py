@@ -106,11 +106,11 @@ def _require_partners(checkpoint: Checkpoint, config: DitConfig) -> None:
     for name, encoder, taken in pairs:
         if taken and encoder is None:
             raise CheckpointError(
-                f"{checkpoint.folder} has no {name} encoder, but the DiT has keys for it; both or neither are expected"
+                f"{checkpoint.folder} lacks the {name} encoder, but its DiT has keys for it; expected both or neither"
             )
         if encoder is not None and not taken:
             raise CheckpointError(
-                f"{checkpoint.folder} has a {name} encoder, but the DiT no keys for it; both or neither are expected"
+                f"{checkpoint.folder} holds the {name} encoder, but its DiT has no keys for it; expected both or neither"
             )
 
 
