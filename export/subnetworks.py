@@ -110,7 +110,7 @@ def _require_partners(checkpoint: Checkpoint, config: DitConfig) -> None:
             )
         if encoder is not None and not taken:
             raise CheckpointError(
-                f"{checkpoint.folder} holds the {name} encoder, but its DiT has no keys for it; expected both or neither"
+                f"{checkpoint.folder} holds the {name} encoder, but its DiT no keys for it; expected both or neither"
             )
 
 
