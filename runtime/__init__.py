@@ -22,7 +22,9 @@ from .errors import (
     MediaError,
     MissingExtraError,
     NoiseError,
+    OutputError,
     PackageError,
+    Stopped,
     VerificationError,
 )
 from .model_package import ModelPackage
@@ -43,8 +45,10 @@ __all__ = [
     "ModelPackage",
     "Mp4Sink",
     "NoiseError",
+    "OutputError",
     "PackageError",
     "RenderReport",
+    "Stopped",
     "StreamSettings",
     "Trace",
     "VerificationError",

@@ -188,7 +188,7 @@ class SpeechSegment:
 
 
 def encode_segments(
-    samples: int, *, fps: int = FPS, whole_s: int = WHOLE_S, segment_s: int = 60, context_s: int = 4
+    samples: int, *, fps: float = FPS, whole_s: float = WHOLE_S, segment_s: int = 60, context_s: int = 4
 ) -> list[SpeechSegment]:
     """Return the pieces in which speech is encoded; one, as published, up to `whole_s`.
 
@@ -203,16 +203,16 @@ def encode_segments(
     total = video_frame_count(samples, fps=fps)
     if samples <= whole_s * SAMPLE_RATE:
         return [SpeechSegment(0, samples, frames=total, keep_start=0, keep_stop=total, first_frame=0)]
-    frame_samples = SAMPLE_RATE // fps
+    segment_frames, context_frames = round(segment_s * fps), round(context_s * fps)
     segments: list[SpeechSegment] = []
-    for first in range(0, total, segment_s * fps):
-        last = min(first + segment_s * fps, total)
-        start = max(0, first - context_s * fps)
-        stop = min(last + context_s * fps, total)
+    for first in range(0, total, segment_frames):
+        last = min(first + segment_frames, total)
+        start = max(0, first - context_frames)
+        stop = min(last + context_frames, total)
         segments.append(
             SpeechSegment(
-                start * frame_samples,
-                samples if stop == total else stop * frame_samples,
+                int(start * SAMPLE_RATE / fps),
+                samples if stop == total else int(stop * SAMPLE_RATE / fps),
                 frames=stop - start,
                 keep_start=first - start,
                 keep_stop=last - start,

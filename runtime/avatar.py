@@ -3,11 +3,13 @@
 
 Tensors: `portrait` uint8 [H, W, 3] RGB; where the package has these networks, `text_prompt` and `text_negative`
 [tokens, width], `image_features` [1, tokens, width]; `condition_latents` [1, 16, T, h, w], the encoded first pass.
-The last two belong to one size and window and are computed again for any other.
+The last two belong to one size and window and are computed again for any other. The header names the SHA-256 of all
+tensors: a file that was changed is refused.
 """
 
+import hashlib
 import json
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import PackageError
+from .sinks import BytesSink
 
 FORMAT = "edgereels-avatar"
 FORMAT_VERSION = 1
@@ -51,7 +54,11 @@ _TENSORS = ("text_prompt", "text_negative", "image_features", "condition_latents
 
 
 def write_avatar(path: Path, avatar: Avatar) -> None:
-    """Write an avatar file, aside first and then renamed."""
+    """Write an avatar file, aside first and then renamed.
+
+    Raises:
+        OutputError: it can't be written.
+    """
     from safetensors.numpy import save
 
     tensors = {"portrait": np.ascontiguousarray(avatar.portrait)}
@@ -62,14 +69,20 @@ def write_avatar(path: Path, avatar: Avatar) -> None:
         "name": avatar.name,
         "size": avatar.size,
         "window": avatar.window,
+        "package_digest": avatar.package_digest,
+        "sha256": _digest(tensors),
     }
-    header["package_digest"] = avatar.package_digest
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(save(tensors, metadata={FORMAT: json.dumps(header)}))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with BytesSink(path) as sink:
+        sink.write(save(tensors, metadata={FORMAT: json.dumps(header)}))
+
+
+def _digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Return the SHA-256 of all tensors, in the order of their names."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(f"{name} {tensors[name].dtype} {tensors[name].shape}\n".encode())
+        found.update(np.ascontiguousarray(tensors[name]).data)
+    return found.hexdigest()
 
 
 def read_avatar(path: Path) -> Avatar:
@@ -115,12 +128,18 @@ def _checked(path: Path, header: Any, tensors: dict[str, npt.NDArray[Any]]) -> A
     for name in set(tensors) & set(_TENSORS):
         if tensors[name].dtype != np.float32 or not np.isfinite(tensors[name]).all():
             raise PackageError(f"{path}: {name} is not finite float32: make it again with `edgereels avatar`")
-    size = header.get("size")
+    if header.get("sha256") != _digest(tensors):
+        raise PackageError(f"{path} was changed since it was made: make it again with `edgereels avatar`")
+    try:
+        size = header["size"] and (int(header["size"][0]), int(header["size"][1]))
+        window = header["window"] and int(header["window"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise PackageError(f"{path} has a damaged header ({error}): make it again with `edgereels avatar`") from error
     return Avatar(
         name=str(header.get("name")),
         portrait=portrait,
-        size=(int(size[0]), int(size[1])) if size else None,
-        window=header.get("window"),
+        size=size,
+        window=window,
         package_digest=header.get("package_digest"),
         **{name: tensors.get(name) for name in _TENSORS},
     )

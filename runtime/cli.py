@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one command, `edgereels`: finds the verb's room through the entry points `edgereels.commands` and calls it.
 
-Exit codes: 0 done; 1 an error of our own, a missed gate, a mismatch; 2 wrong usage; 130 after Ctrl-C; 0 after SIGTERM
-with all files closed.
+Exit codes: 0 done; 1 an error of our own, a missed gate, a mismatch; 2 wrong usage; 130 after Ctrl-C, which leaves
+nothing behind; 0 after SIGTERM, which leaves what was rendered so far as shorter, whole files.
 """
 
+import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from types import FrameType
 
 from . import __version__
-from .errors import EdgereelsError, MissingExtraError
+from .errors import EdgereelsError, MissingExtraError, Stopped
 
 COMMAND_GROUP = "edgereels.commands"
 SUMMARIES = {
@@ -25,12 +28,21 @@ SUMMARIES = {
 }
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived; unwinds like Ctrl-C so that every file is closed."""
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    """Answer SIGTERM: unwind so that every file is finished; a second signal ends the process where it is."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise Stopped
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise _Terminated
+class _HeldWarnings(logging.Handler):
+    """Keeps warnings until a verb has ended well; beside an error they would be a second line."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,16 +65,37 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(verb: EntryPoint, arguments: list[str]) -> int:
+    """Call a verb; print what it warned of where it ended well."""
+    held = _HeldWarnings()
+    logger = logging.getLogger("edgereels")
+    logger.addHandler(held)
+    in_main_thread = threading.current_thread() is threading.main_thread()  # others may not set signal handlers
+    previous = signal.signal(signal.SIGTERM, _stop) if in_main_thread else None
+    try:
+        code = _call(verb, arguments)
+    finally:
+        logger.removeHandler(held)
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous)
+    if code == 0:
+        for line in held.lines:
+            print(f"edgereels {verb.name}: warning: {line}", file=sys.stderr)
+    return code
+
+
+def _call(verb: EntryPoint, arguments: list[str]) -> int:
     """Call a verb and turn what it raises into a line and an exit code."""
     debug = "--debug" in arguments
-    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         call: Callable[[list[str]], int] = _load(verb)
         return call([argument for argument in arguments if argument != "--debug"])
-    except EdgereelsError as error:
+    except BrokenPipeError:  # whoever read our output has left
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for what Python flushes at exit)
+        return 1
+    except (EdgereelsError, OSError, MemoryError) as error:
         if debug:
             raise
-        print(f"edgereels {verb.name}: {error}", file=sys.stderr)
+        print(f"edgereels {verb.name}: {_line(error)}", file=sys.stderr)
         return 1
     except SystemExit as exit_:  # argparse: 0 after --help, 2 after wrong usage
         return exit_.code if isinstance(exit_.code, int) else 2
@@ -71,10 +104,15 @@ def _run(verb: EntryPoint, arguments: list[str]) -> int:
             raise
         print(f"edgereels {verb.name}: interrupted", file=sys.stderr)
         return 130
-    except _Terminated:
+    except Stopped:
         return 0
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+
+
+def _line(error: Exception) -> str:
+    """Return one line for an error, whatever its text holds."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error or 'no more to be had'}): ask for a smaller size or window"
+    return " ".join(str(error).split())
 
 
 def _load(verb: EntryPoint) -> Callable[[list[str]], int]:

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """`edgereels avatar`: prepare what is costly and constant about one identity."""
 
-import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from .command_render import add_common_options, size
+from .options import OptionParser, add_run_options, size
 from .session import AvatarSession
 
 
 def main(argv: list[str]) -> int:
     """Prepare a portrait for a package and write one avatar file."""
-    parser = argparse.ArgumentParser(prog="edgereels avatar", description="Prepare a portrait for a package.")
+    parser = OptionParser(prog="edgereels avatar", description="Prepare a portrait for a package.")
     parser.add_argument("package", metavar="PACKAGE", help="package folder")
     parser.add_argument("image", type=Path, metavar="IMAGE", help="portrait")
     parser.add_argument("out", type=Path, metavar="OUT", help="avatar file to write")
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--window", type=int, metavar="W", help="frames in a window to prepare for (default: the package's)"
     )
-    add_common_options(parser)
+    add_run_options(parser)
     arguments = parser.parse_args(argv)
     try:
         with AvatarSession.open(
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> int:
                 size=arguments.size,
                 window=arguments.window,
             )
+            engines = session.engines
     except ValueError as error:
         parser.error(str(error))
     summary = {
@@ -47,10 +49,19 @@ def main(argv: list[str]) -> int:
         "size_bytes": arguments.out.stat().st_size,
         "size": avatar.size,
         "window": avatar.window,
+        "package_digest": avatar.package_digest,
+        "device": arguments.device,
+        "engines": {graph: {"provider": got[0], "precision": got[1]} for graph, got in engines.items()},
     }
-    print(
-        json.dumps(summary)
-        if arguments.json
-        else f"wrote {arguments.out} ({summary['size_bytes']} bytes) for {avatar.size}"
-    )
+    print(json.dumps(summary) if arguments.json else describe(summary))
     return 0
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """Say in two lines what was made, and what computed it."""
+    height, width = summary["size"]
+    engines = sorted({f"{got['provider']}, {got['precision']}" for got in summary["engines"].values()})
+    return (
+        f"wrote {summary['file']} ({summary['size_bytes']} bytes), prepared for {height}x{width} and windows of "
+        f"{summary['window']} frames\nengine {'; '.join(engines)}, asked for {summary['device']}"
+    )

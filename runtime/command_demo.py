@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`edgereels demo`: the embedded avatar speaks a bundled clip."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
-from .command_render import add_common_options, describe, progress_line
+from .command_render import describe, progress_line
+from .options import OptionParser, add_run_options
 from .session import AvatarSession
 
 DEMO_SPEECH = Path(__file__).parent / "embedded" / "demo.wav"
@@ -14,14 +14,12 @@ DEMO_SPEECH = Path(__file__).parent / "embedded" / "demo.wav"
 
 def main(argv: list[str]) -> int:
     """Render the bundled clip and say where it is, how long it took, and the real-time factor."""
-    parser = argparse.ArgumentParser(
-        prog="edgereels demo", description="Render a bundled speech clip with the embedded avatar."
-    )
+    parser = OptionParser(prog="edgereels demo", description="Render a bundled speech clip with the embedded avatar.")
     parser.add_argument(
         "--out", type=Path, default=Path("edgereels-demo.mp4"), help="where to write (default: edgereels-demo.mp4)"
     )
     parser.add_argument("--avatar", metavar="NAME", help="one of the embedded avatars (default: the first)")
-    add_common_options(parser)
+    add_run_options(parser)
     arguments = parser.parse_args(argv)
     try:
         with AvatarSession.open(

@@ -11,6 +11,7 @@ from typing import Any
 
 from .manifest import FORMAT, FORMAT_VERSION, GraphEntry, Manifest, TensorSpec
 from .model_package import ModelPackage
+from .options import OptionParser, add_print_options
 
 BLOCK = re.compile(r"(.+)_\d+")
 
@@ -30,14 +31,12 @@ class GraphRow:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="edgereels inspect", description="Say what a package holds. Nothing is run; no engine is needed."
     )
     parser.add_argument("package", metavar="PACKAGE", help='package folder, or "default" for the embedded one')
-    parser.add_argument("--json", action="store_true", help="print for machines")
     parser.add_argument("--quick", action="store_true", help="compare sizes only; the default hashes every file")
-    parser.add_argument("--progress", action="store_true", help="accepted for uniformity; there is none to show")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_print_options(parser)
     return parser
 
 

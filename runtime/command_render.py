@@ -6,39 +6,12 @@ import json
 import sys
 from pathlib import Path
 
+from .options import OptionParser, add_run_options, size
 from .session import AvatarSession, RenderReport
 
 
-def size(text: str) -> tuple[int, int]:
-    """Read HxW: two multiples of 16."""
-    try:
-        height, width = (int(part) for part in text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected HEIGHTxWIDTH such as 480x832") from None
-    if height < 16 or width < 16 or height % 16 or width % 16:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected multiples of 16")
-    return height, width
-
-
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Add what every verb that runs graphs understands."""
-    parser.add_argument("--device", default="cpu", help="cpu, cuda:N, openvino:CPU|GPU|NPU or auto (default: cpu)")
-    parser.add_argument(
-        "--compute", default="auto", choices=["auto", "f32", "bf16", "f16"], help="arithmetic precision (default: auto)"
-    )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="all engines together use at most N (default: the cores this process may use)",
-    )
-    parser.add_argument("--json", action="store_true", help="print results for machines")
-    parser.add_argument("--progress", action="store_true", help="show progress even where stderr is no terminal")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="edgereels render", description="Render a talking avatar from a sound file.")
+    parser = OptionParser(prog="edgereels render", description="Render a talking avatar from a sound file.")
     parser.add_argument("--package", default="default", metavar="P", help="package folder (default: the embedded one)")
     face = parser.add_mutually_exclusive_group()
     face.add_argument("--avatar", metavar="A", help="avatar file, or the name of an avatar inside the package")
@@ -74,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     draws = parser.add_mutually_exclusive_group()
     draws.add_argument("--seed", type=int, help="seed of the random draws (default: 42)")
     draws.add_argument("--noise", type=Path, metavar="FILE", help="safetensors file with recorded draws rng.NNN.*")
-    add_common_options(parser)
+    add_run_options(parser)
     return parser
 
 

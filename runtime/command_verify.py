@@ -3,65 +3,42 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .engine import COMPUTE_CHOICES, open_engine, parse_device
-from .errors import EdgereelsError
+from .engine import open_engine
 from .model_package import ModelPackage
+from .options import OptionParser, add_run_options
+from .sinks import BytesSink, check_target
 from .verification import GraphCheck, Verification, report_of, verify_package
 
 
-def _device(text: str) -> str:
-    try:
-        parse_device(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
-
-
-def _threads(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of threads, at least 1")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="edgereels verify",
         description="Check a package: every digest, then every graph on its golden vectors on a device. "
         "Exit code 1 and one line per failing graph where something is wrong.",
     )
     parser.add_argument("package", metavar="PACKAGE", help='package folder, or "default" for the embedded one')
     parser.add_argument(
-        "--device", type=_device, default="cpu", help="cpu, cuda:N, openvino:NAME or auto (default: cpu)"
-    )
-    parser.add_argument(
-        "--threads", type=_threads, metavar="N", help="threads to compute with (default: all usable cores)"
-    )
-    parser.add_argument("--compute", choices=COMPUTE_CHOICES, default="f32", help="arithmetic precision (default: f32)")
-    parser.add_argument(
         "--full",
         action="store_true",
         help="also run every graph again, which must give the same bits, and look for NaN in every weight",
     )
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="write the report as JSON: results, versions, machine"
     )
-    parser.add_argument("--progress", action="store_true", help="show progress even where stderr is no terminal")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_run_options(parser, compute="f32")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Verify a package; return 0 where everything agrees, else 1."""
     arguments = _parser().parse_args(argv)
-    if arguments.report and not arguments.report.parent.is_dir():
-        raise EdgereelsError(f"the folder {arguments.report.parent} does not exist; create it before writing a report")
+    if arguments.report:
+        check_target(arguments.report)
     package = ModelPackage.open(arguments.package, verify="full")
     chatty = arguments.progress or sys.stderr.isatty()
 
@@ -80,21 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = {"device": arguments.device, "compute": arguments.compute, "threads": arguments.threads}
     report = json.dumps(report_of(verification, asked=asked), indent=1, allow_nan=False) + "\n"
     if arguments.report:
-        _write(arguments.report, report)
+        with BytesSink(arguments.report) as sink:
+            sink.write(report.encode())
     sys.stdout.write(report if arguments.json else _table(verification, asked=asked))
     for fault in verification.faults:
         print(f"edgereels verify: {fault}", file=sys.stderr)
     return 0 if verification.passed else 1
-
-
-def _write(path: Path, text: str) -> None:
-    incoming = path.with_name(path.name + ".partial")
-    try:
-        incoming.write_text(text, encoding="utf-8")
-        os.replace(incoming, path)
-    except OSError as error:
-        incoming.unlink(missing_ok=True)
-        raise EdgereelsError(f"the report {path} can not be written: {error.strerror}") from error
 
 
 def _table(verification: Verification, *, asked: dict[str, Any]) -> str:

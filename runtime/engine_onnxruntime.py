@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime on CPUs and on CUDA."""
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +9,10 @@ from typing import Any
 
 from .engine import Array, Device
 from .errors import EngineError, MissingExtraError
+
+_SIGNAL_POLL_S = 0.2  # on Windows, Ctrl-C does not end a wait
+# Every session has as many threads as all may use together, so one graph runs at a time, whoever asks.
+_one_at_a_time = threading.Lock()
 
 
 def _import_onnxruntime(extra: str) -> ModuleType:
@@ -21,6 +26,43 @@ def _import_onnxruntime(extra: str) -> ModuleType:
 def cuda_is_offered() -> bool:
     """Tell whether the installed ONNX Runtime was built for CUDA."""
     return "CUDAExecutionProvider" in _import_onnxruntime("cpu").get_available_providers()
+
+
+def _run_interruptibly(session: Any, *, outputs: list[str], feeds: dict[str, Array]) -> list[Array]:
+    """Run a graph; on the main thread, so that Ctrl-C and SIGTERM are answered while it runs and end it.
+
+    Python handles signals on the main thread only, and not before a native call returns, which can take minutes.
+    """
+    import onnxruntime
+
+    if threading.current_thread() is not threading.main_thread():
+        return session.run(outputs, feeds)
+    options = onnxruntime.RunOptions()
+    results: list[list[Array]] = []
+    failures: list[Exception] = []
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            results.append(session.run(outputs, feeds, options))
+        except Exception as error:  # ONNX Runtime's exceptions have no root of their own
+            failures.append(error)
+        finally:
+            done.set()
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        while not done.wait(_SIGNAL_POLL_S):
+            pass
+    except BaseException:
+        options.terminate = True
+        worker.join()
+        raise
+    worker.join()
+    if failures:
+        raise failures[0]
+    return results[0]
 
 
 class OnnxRuntimeEngine:
@@ -89,9 +131,12 @@ class OnnxRuntimeEngine:
         if self._session is None:
             raise EngineError("the engine is closed; open the session again")
         try:
-            values = self._session.run(list(self._outputs), {name: feeds[name] for name in self._inputs})
+            wanted = {name: feeds[name] for name in self._inputs}
         except KeyError as error:
             raise EngineError(f"the graph's input {error} was not given; got {', '.join(feeds)}") from error
+        try:
+            with _one_at_a_time:
+                values = _run_interruptibly(self._session, outputs=list(self._outputs), feeds=wanted)
         except Exception as error:  # as above: no common root
             raise EngineError(f"ONNX Runtime failed while running: {str(error).strip().splitlines()[0]}") from error
         return dict(zip(self._outputs, values, strict=True))

@@ -9,10 +9,13 @@
     ├── EngineError         an engine that is missing, refuses a graph, or would have fallen back silently
     ├── MediaError          a sound or a picture that cannot be used
     ├── NoiseError          recorded draws that do not fit the render
+    ├── OutputError         a file that cannot be written
     ├── VerificationError   results that leave their tolerance
     └── MissingExtraError   an optional dependency that is not installed; the message is the pip line
 
 A message is one line: what was found, what was expected, what to do.
+
+`Stopped` is no error: it unwinds a process that was asked to end.
 """
 
 
@@ -47,6 +50,10 @@ class NoiseError(EdgereelsError):
     """Recorded draws do not fit the render."""
 
 
+class OutputError(EdgereelsError):
+    """A file cannot be written."""
+
+
 class VerificationError(EdgereelsError):
     """Results leave their tolerance."""
 
@@ -58,3 +65,7 @@ class MissingExtraError(EdgereelsError):
         super().__init__(
             f"{purpose} needs the module {module!r}, which is not installed: pip install 'edgereels[{extra}]'"
         )
+
+
+class Stopped(BaseException):
+    """The process was asked to end (SIGTERM). What is being written is finished with what there is, and closed."""

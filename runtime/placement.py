@@ -28,8 +28,7 @@ class Placement(Mapping[str, Engine]):
         self._package = package
         self._asked = asked
         self._engines: dict[str, Engine] = {}
-        self.trace: Trace | None = None
-        """Where openings are recorded while a stream runs."""
+        self._trace = Trace(keep=False)
 
     def __getitem__(self, graph: str) -> Engine:
         if graph not in self._package.manifest.graphs:
@@ -49,10 +48,17 @@ class Placement(Mapping[str, Engine]):
         """How many threads all engines together may use."""
         return self._asked.threads or usable_cores()
 
+    def record_to(self, trace: Trace) -> None:
+        """Record in a trace from now on what is opened; what is open already is recorded at once."""
+        self._trace = trace
+        for graph, engine in self._engines.items():
+            self._note(graph, engine)
+
     def warm(self, *graphs: str) -> None:
-        """Open graphs now rather than at first use."""
+        """Open graphs now rather than at first use, as far as the package has them."""
         for graph in graphs:
-            _ = self[graph]
+            if graph in self._package.manifest.graphs:
+                _ = self[graph]
 
     def got(self) -> dict[str, tuple[str, str]]:
         """Return graph name to (provider, precision) of everything that is open."""
@@ -67,8 +73,10 @@ class Placement(Mapping[str, Engine]):
     def _open(self, graph: str) -> Engine:
         path = self._package.graph_path(graph)
         engine = open_engine(path, device=self._asked.device, threads=self.threads, compute=self._asked.compute)
-        if self.trace is not None:
-            self.trace.note(
-                "engine", graph=graph, asked=self._asked.device, provider=engine.provider, precision=engine.precision
-            )
+        self._note(graph, engine)
         return engine
+
+    def _note(self, graph: str, engine: Engine) -> None:
+        self._trace.note(
+            "engine", graph=graph, asked=self._asked.device, provider=engine.provider, precision=engine.precision
+        )

@@ -129,25 +129,24 @@ class Preparation:
 
     def hear(self, sound: Floats) -> Floats:
         """Return the audio encoder's features of a whole sound, [frames, layers, channels]."""
-        settings = self._package.manifest.audio
+        settings, own = self._package.manifest.audio, self._package.manifest.settings
         if settings is None:
             raise PackageError(
                 f"{self._package.name} has no audio encoder; export the checkpoint again without leaving that out"
             )
         waveform = speech.encoder_input(sound) if settings.normalise else sound
+        encoder = self._engines["audio_encoder"]
         pieces: list[Floats] = []
-        for segment in speech.encode_segments(len(sound)):
+        for segment in speech.encode_segments(len(sound), fps=own.fps, whole_s=own.max_offline_s):
             samples = waveform[segment.start_sample : segment.stop_sample]
             positions = speech.encoder_positions(
                 len(samples),
-                speech.video_frame_count(len(samples)),
+                segment.frames,
                 kernels=settings.conv_kernels,
                 strides=settings.conv_strides,
             )
             with self._trace.span("audio_encode"):
-                features = self._engines["audio_encoder"].run({"waveform": samples[None], "positions": positions})[
-                    "features"
-                ]
+                features = encoder.run({"waveform": samples[None], "positions": positions})["features"]
             pieces.append(features[segment.keep_start : segment.keep_stop])
         return np.concatenate(pieces)
 

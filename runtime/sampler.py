@@ -4,6 +4,7 @@
 Facts: SkyReels-V3 (commit 28c771e), talking-avatar pipeline; own code.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ class SeededDraws:
     """Draws of numpy's Philox generator."""
 
     def __init__(self, seed: int) -> None:
+        """Begin a sequence; raise ValueError for a seed below 0."""
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; expected 0 or more")
         self._generator = np.random.Generator(np.random.Philox(seed))
 
     def take(self, shape: tuple[int, ...]) -> Latents:
@@ -86,7 +90,7 @@ def _read_draws(path: Path) -> list[Latents]:
         with safe_open(path, framework="np") as file:
             names = sorted((name for name in file.keys() if name.startswith("rng.")), key=_number)  # noqa: SIM118 (no dict)
             draws = [np.asarray(file.get_tensor(name), dtype=np.float32) for name in names]
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, LookupError, SafetensorError) as error:
         raise NoiseError(
             f"{path} can't be read as recorded draws ({error}); expected a safetensors file with rng.NNN.* tensors"
         ) from error
@@ -131,7 +135,7 @@ class Guidance:
     """Scale against silence, at least 1."""
 
     def __post_init__(self) -> None:
-        if not (self.text >= 1 and self.audio >= 1):
+        if not (1 <= self.text < math.inf and 1 <= self.audio < math.inf):
             raise ValueError(f"guidance scales are {self.text} and {self.audio}; expected at least 1 each")
 
     def velocity(self, predict: Callable[[Branch], Latents]) -> Latents:

@@ -4,12 +4,12 @@
 import dataclasses
 import platform
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,11 @@ from .errors import EdgereelsError, MediaError
 from .loudness import normalise_loudness
 from .model_package import ModelPackage
 from .placement import Asked, Placement
-from .planner import plan
+from .planner import check_settings, plan
 from .prepare import Preparation, find_avatar
 from .sampler import Draws, Guidance, RecordedDraws, SeededDraws, draw_shapes
 from .schedulers import euler_timesteps
-from .sinks import ArraySink, Mp4Sink, Sink
+from .sinks import ArraySink, LinesSink, Mp4Sink, Sink, check_target, import_av
 from .stream import LATENT_CHANNELS, VAE_STRIDE, Stream
 from .tables import RopeGrid, rope_tables
 from .timing import Trace
@@ -34,8 +34,15 @@ from .timing import Trace
 DEFAULT_SEED = 42
 """The published pipeline's default."""
 
+WARM_GRAPHS = (
+    *("vae_encoder_first", "vae_encoder_next", "vae_decoder_first", "vae_decoder_next"),
+    *("dit", "finish", "image_encoder"),
+)
+"""Opened before the first step, where the package has them."""
+
 Samples = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,15 @@ class StreamSettings:
     """Scale against the negative prompt, at least 1."""
     guidance_audio: float = 1.0
     """Scale against silence, at least 1."""
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+
+
+def _check_size(size: tuple[int, int] | None) -> None:
+    """Raise ValueError for a size that the networks don't take."""
+    if size is not None and any(side < 16 or side % 16 for side in size):
+        raise ValueError(f"size is {size[0]}x{size[1]}; expected multiples of 16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +198,11 @@ class AvatarSession:
         """Names of the avatars inside the package."""
         return tuple(self.package.manifest.avatars)
 
+    @property
+    def engines(self) -> dict[str, tuple[str, str]]:
+        """Name of every graph that is open -> (provider, precision): what was got."""
+        return self._placement.got()
+
     def stream(
         self,
         *,
@@ -191,7 +212,7 @@ class AvatarSession:
         prompt: str | None = None,
         negative_prompt: str | None = None,
         seed: int | None = None,
-        noise: Path | None = None,
+        noise: str | Path | None = None,
         trace: Trace | None = None,
         **settings: Any,
     ) -> Iterator[VideoChunk]:
@@ -216,7 +237,7 @@ class AvatarSession:
             NoiseError: the recorded draws don't fit.
             ValueError: settings that don't go together.
         """
-        ready = self._prepare(
+        ready = self._ready(
             audio=audio,
             avatar=avatar,
             image=image,
@@ -224,8 +245,8 @@ class AvatarSession:
             negative_prompt=negative_prompt,
             seed=seed,
             noise=noise,
-            trace=trace or Trace(),
-            settings=StreamSettings(**settings),
+            trace=trace or Trace(keep=False),
+            **settings,
         )
         return self._run(ready)
 
@@ -233,13 +254,15 @@ class AvatarSession:
         self,
         *,
         audio: str | Path | Samples,
-        out: Path | None = None,
-        frames: Path | None = None,
-        trace: Path | None = None,
+        out: str | Path | None = None,
+        frames: str | Path | None = None,
+        trace: str | Path | None = None,
         on_progress: Progress | None = None,
         **arguments: Any,
     ) -> RenderReport:
         """Write a video with sound, an array of frames, or both; arguments as for `stream`.
+
+        All files get their names together at the end; an error leaves none. `Stopped` leaves shorter ones.
 
         Args:
             audio: a sound file, or mono samples at 16 kHz.
@@ -248,24 +271,22 @@ class AvatarSession:
             trace: .jsonl file to write.
             on_progress: called with (frames written, frames in all).
             arguments: as for `stream`.
+
+        Raises:
+            OutputError: a file can't be written.
+            ValueError: two of the files are the same.
         """
-        record = Trace()
-        avatar, image = arguments.pop("avatar", None), arguments.pop("image", None)
-        prompt, negative_prompt = arguments.pop("prompt", None), arguments.pop("negative_prompt", None)
-        seed, noise = arguments.pop("seed", None), arguments.pop("noise", None)
-        ready = self._prepare(
-            audio=audio,
-            avatar=avatar,
-            image=image,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            seed=seed,
-            noise=noise,
-            trace=record,
-            settings=StreamSettings(**arguments),
+        targets = {"out": out, "frames": frames, "trace": trace}
+        made = {name: Path(path) for name, path in targets.items() if path is not None}
+        _check_targets(
+            made, inputs={"audio": audio} | {name: arguments.get(name) for name in ("image", "avatar", "noise")}
         )
+        record = Trace(keep=False)
         with ExitStack() as stack:
-            sinks = [stack.enter_context(sink) for sink in self._sinks(ready, out=out, frames=frames)]
+            if "trace" in made:
+                record.on_event = stack.enter_context(LinesSink(made["trace"])).write
+            ready = self._ready(audio=audio, trace=record, **arguments)
+            sinks = [stack.enter_context(sink) for sink in self._sinks(ready, made)]
             written = 0
             for chunk in self._run(ready):
                 for sink in sinks:
@@ -274,29 +295,49 @@ class AvatarSession:
                 written += len(chunk.frames)
                 if on_progress is not None:
                     on_progress(written, ready.frame_count)
-        report = self._report(ready, record, files=tuple(path for path in (out, frames) if path is not None))
-        if trace is not None:
+            for sink in sinks:
+                sink.finish()
+            report = self._report(ready, record, files=tuple(made[name] for name in ("out", "frames") if name in made))
             record.note("report", **report.as_dict())
-            record.write(trace)
         return report
 
     def prepare_avatar(
         self,
         image: str | Path,
-        out: Path,
+        out: str | Path,
         *,
         prompt: str | None = None,
         negative_prompt: str | None = None,
         size: tuple[int, int] | None = None,
         window: int | None = None,
     ) -> Avatar:
-        """Write an avatar file: the portrait and whatever of it is costly and constant."""
+        """Write an avatar file: the portrait and whatever of it is costly and constant.
+
+        Args:
+            image: the portrait.
+            out: file to write.
+            prompt: what the key-frame pass shows.
+            negative_prompt: what guidance leads away from.
+            size: (height, width) to prepare for; default: the package's nearest to the portrait.
+            window: frames in a window to prepare for; default: the package's.
+
+        Raises:
+            MediaError: the picture can't be used.
+            OutputError: the file can't be written.
+            PackageError: the package lacks something that this needs.
+            ValueError: a size or a window that does not exist, or `out` is the picture.
+        """
+        _check_targets({"out": Path(out)}, inputs={"image": image})
+        own = self.package.manifest.settings
+        if window is None:
+            window = own.window
+        check_settings(window=window, motion=1, drop=0)
+        _check_size(size)
+        self.package.require("vae_encoder", "dit")
         face = find_avatar(self.package, image=image)
-        preparation = Preparation(self.package, self._placement, face, size=size, trace=Trace())
-        avatar = preparation.avatar(
-            prompt=prompt, negative_prompt=negative_prompt, window=window or self.package.manifest.settings.window
-        )
-        write_avatar(out, avatar)
+        preparation = Preparation(self.package, self._placement, face, size=size, trace=Trace(keep=False))
+        avatar = preparation.avatar(prompt=prompt, negative_prompt=negative_prompt, window=window)
+        write_avatar(Path(out), avatar)
         return avatar
 
     def _run(self, ready: _ReadyStream) -> Iterator[VideoChunk]:
@@ -309,36 +350,40 @@ class AvatarSession:
         finally:
             self._busy.release()
 
-    def _prepare(
+    def _ready(
         self,
         *,
         audio: str | Path | Samples,
-        avatar: str | Path | Avatar | None,
-        image: str | Path | None,
-        prompt: str | None,
-        negative_prompt: str | None,
-        seed: int | None,
-        noise: Path | None,
         trace: Trace,
-        settings: StreamSettings,
+        avatar: str | Path | Avatar | None = None,
+        image: str | Path | None = None,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        seed: int | None = None,
+        noise: str | Path | None = None,
+        **settings: Any,
     ) -> _ReadyStream:
         """Check everything, then compute what a stream needs before its first step."""
-        self.package.require("audio_encoder", "vae_encoder", "vae_decoder", "dit", "finish")
+        wanted = StreamSettings(**settings)
+        if avatar is not None and image is not None:
+            raise ValueError("an avatar and a picture were given; expected one of them")
+        if seed is not None and noise is not None:
+            raise ValueError("a seed and recorded draws were given; expected one of them")
         own = self.package.manifest.settings
-        guidance = Guidance(text=settings.guidance_text, audio=settings.guidance_audio)
-        timesteps = euler_timesteps(settings.steps or own.steps, shift=settings.shift or own.shift)
+        guidance = Guidance(text=wanted.guidance_text, audio=wanted.guidance_audio)
+        timesteps = euler_timesteps(_given(wanted.steps, own.steps), shift=_given(wanted.shift, own.shift))
+        window, motion = _given(wanted.window, own.window), _given(wanted.motion, own.motion)
+        drop = _given(wanted.drop, own.drop)
+        check_settings(window=window, motion=motion, drop=drop)
+        draws: Draws = SeededDraws(_given(seed, DEFAULT_SEED))
+        self.package.require("audio_encoder", "vae_encoder", "vae_decoder", "dit", "finish")
         sound = normalise_loudness(_checked_samples(audio) if isinstance(audio, np.ndarray) else load_speech(audio))
-        made = plan(
-            video_frame_count(len(sound)),
-            window=settings.window or own.window,
-            motion=settings.motion or own.motion,
-            drop=own.drop if settings.drop is None else settings.drop,
-        )
+        made = plan(video_frame_count(len(sound), fps=own.fps), window=window, motion=motion, drop=drop)
         face = find_avatar(self.package, avatar=avatar, image=image)
-        preparation = Preparation(self.package, self._placement, face, size=settings.size, trace=trace)
+        self._placement.record_to(trace)
+        preparation = Preparation(self.package, self._placement, face, size=wanted.size, trace=trace)
         height, width = preparation.size
         latent = (LATENT_CHANNELS, made.key_pass.latent_frames, height // VAE_STRIDE, width // VAE_STRIDE)
-        draws: Draws = SeededDraws(DEFAULT_SEED if seed is None else seed)
         if noise is not None:
             motion_latents = [window.motion_latents for window in made.passes]
             shapes = draw_shapes(
@@ -347,7 +392,7 @@ class AvatarSession:
                 motion_latents=max(motion_latents),
                 steps=len(timesteps) - 1,
             )
-            draws = RecordedDraws(noise, shapes=shapes)
+            draws = RecordedDraws(Path(noise), shapes=shapes)
         conditions = preparation.conditions(
             sound, prompt=prompt, negative_prompt=negative_prompt, guidance=guidance, window=made.key_pass.window
         )
@@ -363,36 +408,26 @@ class AvatarSession:
             fps=own.fps,
             trace=trace,
         )
-        self._placement.warm(
-            "vae_encoder_first", "vae_encoder_next", "vae_decoder_first", "vae_decoder_next", "dit", "finish"
-        )
+        self._placement.warm(*WARM_GRAPHS)
         return _ReadyStream(stream, sound, made.audio_frames, height, width)
 
-    def _sinks(self, ready: _ReadyStream, *, out: Path | None, frames: Path | None) -> list[Sink]:
-        sinks: list[Sink] = []
-        if frames is not None:
-            sinks.append(ArraySink(frames, frame_count=ready.frame_count, height=ready.height, width=ready.width))
-        if out is not None:
-            comment = (
-                f"AI-generated by edgereels with the package {self.package.manifest.name} sha256:{self.package.digest}"
+    def _sinks(self, ready: _ReadyStream, made: Mapping[str, Path]) -> Iterator[Sink]:
+        """Yield what takes the frames, unopened."""
+        if "frames" in made:
+            yield ArraySink(made["frames"], height=ready.height, width=ready.width)
+        if "out" in made:
+            package = self.package
+            yield Mp4Sink(
+                made["out"],
+                height=ready.height,
+                width=ready.width,
+                fps=package.manifest.settings.fps,
+                sound=ready.sound,
+                sample_rate=SAMPLE_RATE,
+                comment=f"AI-generated by edgereels with the package {package.manifest.name} sha256:{package.digest}",
             )
-            fps = round(self.package.manifest.settings.fps)
-            sinks.append(
-                Mp4Sink(
-                    out,
-                    height=ready.height,
-                    width=ready.width,
-                    fps=fps,
-                    sound=ready.sound,
-                    sample_rate=SAMPLE_RATE,
-                    comment=comment,
-                )
-            )
-        return sinks
 
     def _report(self, ready: _ReadyStream, trace: Trace, *, files: tuple[Path, ...]) -> RenderReport:
-        first_s = min(entry["start_s"] for entry in trace.events if entry["event"] == "dit")
-        last_s = max(entry["end_s"] for entry in trace.events)
         provider, precision = self._placement.got()["dit"]
         return RenderReport(
             files=files,
@@ -400,7 +435,7 @@ class AvatarSession:
             height=ready.height,
             width=ready.width,
             fps=self.package.manifest.settings.fps,
-            wall_s=last_s - first_s,
+            wall_s=trace.last_end_s - trace.first_start_s["dit"],
             device=self._asked.device,
             provider=provider,
             precision=precision,
@@ -408,6 +443,29 @@ class AvatarSession:
             machine=processor_name(),
             package_digest=self.package.digest,
         )
+
+
+def _given(value: Value | None, default: Value) -> Value:
+    return default if value is None else value
+
+
+def _check_targets(made: Mapping[str, Path], *, inputs: Mapping[str, Any]) -> None:
+    """Refuse files that can't be written, and files of which one would replace another or what is read.
+
+    Raises:
+        OutputError: a folder is missing or closed, or a name belongs to something that is no file.
+        ValueError: two names mean the same file.
+    """
+    taken = {Path(value).absolute(): name for name, value in inputs.items() if isinstance(value, str | Path)}
+    for name, path in made.items():
+        for used in (path.absolute(), path.with_name(path.name + ".partial").absolute()):
+            if used in taken:
+                raise ValueError(f"{name} and {taken[used]} both mean {used.name}; expected a file for each")
+            taken[used] = name
+    for path in made.values():
+        check_target(path)
+    if "out" in made:
+        import_av()
 
 
 def _checked_samples(samples: Samples) -> Samples:

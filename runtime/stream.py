@@ -194,14 +194,19 @@ class Stream:
         while at < window.kept_frames:
             with self._trace.span("vae_decode", pass_index=window.pass_index):
                 decoded = next(pieces)[:, :, : window.kept_frames - at]
+            frames = np.arange(at, at + decoded.shape[2])
+            is_shown = (frames >= window.emit_start) & (frames < window.emit_stop)
+            is_motion = (frames >= motion_start) & (window.pass_index > 0)
+            keys = key_frames_wanted.intersection(frames.tolist())
+            at += decoded.shape[2]
+            if not (is_shown.any() or is_motion.any() or keys):
+                continue
             with self._trace.span("finish", pass_index=window.pass_index):
                 result = self._match_colours(decoded)
-            frames = np.arange(at, at + decoded.shape[2])
-            shown.append(result["pixels"][(frames >= window.emit_start) & (frames < window.emit_stop)])
-            kept.append(result["matched"][:, :, frames >= motion_start])
-            for index in key_frames_wanted.intersection(frames.tolist()):
-                self._key_frames[index] = KeyFrame(result["matched"][0, :, index - at], index)
-            at += decoded.shape[2]
+            shown.append(result["pixels"][is_shown])
+            kept.append(result["matched"][:, :, is_motion])
+            for index in keys:
+                self._key_frames[index] = KeyFrame(result["matched"][0, :, index - frames[0]], index)
         if window.pass_index > 0:
             self._motion = np.concatenate(kept, axis=2)
         return np.concatenate(shown)

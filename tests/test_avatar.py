@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from edgereels.runtime.avatar import Avatar, read_avatar, write_avatar
-from edgereels.runtime.errors import PackageError
+from edgereels.runtime.avatar import FORMAT, Avatar, read_avatar, write_avatar
+from edgereels.runtime.errors import OutputError, PackageError
 
 PORTRAIT = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
 
@@ -48,6 +49,43 @@ def test_nan_in_prepared_tensors_is_refused(tmp_path: Path) -> None:
     write_avatar(tmp_path / "a", Avatar("anna", PORTRAIT, image_features=np.full((1, 2, 2), np.nan, np.float32)))
     with pytest.raises(PackageError, match="not finite"):
         read_avatar(tmp_path / "a")
+
+
+@pytest.mark.parametrize("where", [0.3, 0.9], ids=["portrait", "prepared"])
+def test_a_flipped_bit_is_refused(where: float, tmp_path: Path) -> None:
+    """Each tensor is about half of the file."""
+    write_avatar(
+        tmp_path / "a", Avatar("anna", np.zeros((200, 20, 3), np.uint8), text_prompt=np.ones((3, 1000), np.float32))
+    )
+    content = bytearray((tmp_path / "a").read_bytes())
+    content[int(len(content) * where)] ^= 1
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(PackageError, match="was changed"):
+        read_avatar(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"size": "wide"}, id="size is text"),
+        pytest.param({"size": [64]}, id="size of one number"),
+        pytest.param({"window": "long"}, id="window is text"),
+    ],
+)
+def test_a_header_that_makes_no_sense_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    write_avatar(tmp_path / "a", Avatar("anna", PORTRAIT))
+    with safe_open(tmp_path / "a", framework="np") as file:
+        header = json.loads(file.metadata()[FORMAT])
+    save_file({"portrait": PORTRAIT}, tmp_path / "a", metadata={FORMAT: json.dumps(header | change)})
+    with pytest.raises(PackageError, match="damaged header"):
+        read_avatar(tmp_path / "a")
+
+
+def test_an_avatar_that_can_not_be_written_is_one_error_and_no_file(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is no folder"):
+        write_avatar(tmp_path / "nowhere" / "a", Avatar("anna", PORTRAIT))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

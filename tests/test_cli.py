@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command's own manners: verbs, exit codes, one line of error."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -35,6 +37,7 @@ def breaks(_arguments: list[str]) -> int:
 @pytest.fixture
 def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = {"fail": fails, "interrupt": is_interrupted, "terminate": is_terminated, "break": breaks}
+    calls |= {"memory": lacks_memory, "disk": lacks_a_disk, "story": has_a_long_story, "warn": warns}
     entries = [EntryPoint(name, f"{__name__}:{call.__name__}", cli.COMMAND_GROUP) for name, call in calls.items()]
     monkeypatch.setattr(cli, "entry_points", lambda group: entries)
     monkeypatch.setattr(cli, "_load", lambda verb: calls[verb.name])
@@ -48,6 +51,43 @@ def test_every_verb_is_installed() -> None:
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, "--help"]) == 0
     assert f"edgereels {verb}" in capsys.readouterr().out
+
+
+def lacks_memory(_arguments: list[str]) -> int:
+    raise MemoryError
+
+
+def lacks_a_disk(_arguments: list[str]) -> int:
+    raise OSError(5, "Input/output error", "a.wav")
+
+
+def has_a_long_story(_arguments: list[str]) -> int:
+    logging.getLogger("edgereels.runtime.audio").warning("the header lies")
+    raise EdgereelsError("found a\nand b")
+
+
+def warns(_arguments: list[str]) -> int:
+    logging.getLogger("edgereels.runtime.audio").warning("the header lies")
+    return 0
+
+
+@pytest.mark.parametrize("verb", ["memory", "disk", "story"])
+def test_any_failure_is_one_line_and_exit_1(verb: str, verbs: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_warnings_are_printed_where_a_verb_ends_well(verbs: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["warn"]) == 0
+    assert capsys.readouterr().err == "edgereels warn: warning: the header lies\n"
+
+
+def test_a_verb_runs_on_another_thread(verbs: None) -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(cli.main(["warn"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
 
 
 def test_our_errors_are_one_line_and_exit_1(verbs: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,6 +127,15 @@ def test_sigterm_exits_0(verbs: None) -> None:
             ["render", "--audio", "a.wav", "--out", "b.mp4", "--seed", "1", "--noise", "n"],
             id="seed and recorded draws",
         ),
+        pytest.param(
+            ["render", "--audio", "a.wav", "--out", "b.mp4", "--image", "i.png", "--avatar", "anna"],
+            id="picture and avatar",
+        ),
+        pytest.param(["render", "--audio", "a.wav", "--out", "b.mp4", "--thread", "2"], id="abbreviated option"),
+        pytest.param(["avatar", "package", "image.png"], id="nothing to write an avatar to"),
+        pytest.param(["verify"], id="no package"),
+        pytest.param(["verify", "p", "--device", "abacus"], id="unknown device to verify on"),
+        pytest.param(["inspect", "p", "--loudly"], id="unknown option of inspect"),
         pytest.param(["render", "--audio", "a.wav", "--out", "b.mp4", "--sing"], id="unknown option"),
         pytest.param(["render", "--audio", "a.wav", "--out", "b.mp4", "--device", "abacus"], id="unknown device"),
         pytest.param(["render", "--audio", "a.wav", "--out", "b.mp4", "--threads", "0"], id="no threads"),
@@ -95,7 +144,8 @@ def test_sigterm_exits_0(verbs: None) -> None:
 def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(arguments) == 2
     captured = capsys.readouterr()
-    assert captured.err or not arguments
+    assert not arguments or captured.err.count("\n") == 1
+    assert not arguments or not captured.out
 
 
 def test_the_command_starts_without_heavy_libraries() -> None:

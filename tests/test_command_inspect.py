@@ -109,7 +109,7 @@ def test_a_damaged_package_is_one_line_and_exit_code_1(tmp_path: Path, capsys: p
 @pytest.mark.parametrize("arguments", [[], ["a", "b"], ["a", "--unknown"]], ids=["none", "two", "unknown"])
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert edgereels(["inspect", *arguments]) == 2
-    assert "usage: edgereels inspect" in capsys.readouterr().err
+    assert "edgereels inspect: wrong usage: " in capsys.readouterr().err
 
 
 def test_inspecting_loads_no_engine(package: Path) -> None:

@@ -259,7 +259,7 @@ def test_a_report_into_a_folder_that_is_missing_is_refused_first(
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert edgereels(["verify", *arguments]) == 2
-    assert "usage: edgereels verify" in capsys.readouterr().err
+    assert "edgereels verify: wrong usage: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fail_at", [0, 2], ids=["opening", "running"])

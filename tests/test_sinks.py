@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgereels.runtime.errors import MediaError
+from edgereels.runtime.errors import OutputError, Stopped
 from edgereels.runtime.sinks import ArraySink, Mp4Sink
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (10, 32, 48, 3), dtype=np.uint8)
 
 
 def array_sink(path: Path) -> ArraySink:
-    return ArraySink(path, frame_count=10, height=32, width=48)
+    return ArraySink(path, height=32, width=48)
 
 
 def mp4_sink(path: Path, *, sound: np.ndarray | None = None) -> Mp4Sink:
@@ -50,8 +52,104 @@ def test_an_error_keeps_the_old_file(make, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", SINKS)
 def test_a_missing_folder_is_refused(make, tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match="is no folder"):
+    with pytest.raises(OutputError, match="is no folder"):
         make(tmp_path / "nowhere" / "f")
+
+
+def read_frame_count(path: Path) -> int:
+    import av
+
+    if path.suffix == ".npy":
+        return len(np.load(path))
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+@pytest.mark.parametrize(("make", "name"), [(array_sink, "f.npy"), (mp4_sink, "f.mp4")], ids=["array", "mp4"])
+def test_after_sigterm_a_shorter_whole_file_is_kept(make, name: str, tmp_path: Path) -> None:
+    with pytest.raises(Stopped), make(tmp_path / name) as sink:
+        sink.write(FRAMES[:4])
+        raise Stopped
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert read_frame_count(tmp_path / name) == 4
+
+
+@pytest.mark.parametrize("make", SINKS)
+def test_after_sigterm_before_the_first_frame_nothing_is_kept(make, tmp_path: Path) -> None:
+    with pytest.raises(Stopped), make(tmp_path / "f"):
+        raise Stopped
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("make", SINKS)
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        pytest.param("folder", "is a folder", id="folder"),
+        pytest.param("pipe", "is a device or a pipe", id="pipe"),
+        pytest.param("x" * 300, "can't be written", id="name too long"),
+        pytest.param("x" * 252, "can't be written", id="name too long for the partial file"),
+    ],
+)
+def test_a_target_that_is_no_file_is_refused_and_left_alone(make, target: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match=message), make(tmp_path / target):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "pipe"}
+
+
+@pytest.mark.parametrize("make", SINKS)
+def test_a_partial_file_that_is_a_link_is_not_followed(make, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("old")
+    (tmp_path / "f.partial").symlink_to(tmp_path / "precious")
+    with make(tmp_path / "f") as sink:
+        sink.write(FRAMES)
+    assert (tmp_path / "precious").read_text() == "old"
+    assert not (tmp_path / "f").is_symlink()
+
+
+@pytest.mark.parametrize("make", SINKS)
+def test_a_full_disk_is_one_line_and_leaves_nothing(make, tmp_path: Path) -> None:
+    """RLIMIT_FSIZE stands in for the disk."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = np.random.default_rng(1).integers(0, 256, (60, 32, 48, 3), dtype=np.uint8)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="File too large") as caught, make(tmp_path / "f") as sink:
+            sink.write(noise)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_sound_is_as_long_as_the_picture(tmp_path: Path) -> None:
+    """Ten frames are 0.4 s; the sound ends after 0.39 s and is silent for the rest."""
+    import av
+
+    with mp4_sink(tmp_path / "v.mp4", sound=np.full(6240, 0.1, np.float32)) as sink:
+        sink.write(FRAMES)
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        assert float(video.duration * video.time_base) == pytest.approx(0.4)
+        assert float(audio.duration * audio.time_base) == pytest.approx(0.4, abs=1024 / 16000)  # one frame of AAC
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    assert len(samples) >= 6400
+
+
+def test_a_frame_rate_that_is_no_whole_number_is_kept(tmp_path: Path) -> None:
+    import av
+
+    silence = np.zeros(16000, np.float32)
+    with Mp4Sink(
+        tmp_path / "v", height=32, width=48, fps=30000 / 1001, sound=silence, sample_rate=16000, comment=""
+    ) as sink:
+        sink.write(FRAMES)
+    with av.open(str(tmp_path / "v")) as container:
+        assert container.streams.video[0].average_rate == Fraction(30000, 1001)
 
 
 def test_an_mp4_holds_frames_sound_and_says_what_it_is(tmp_path: Path) -> None:

@@ -34,3 +34,16 @@ def test_a_trace_is_one_json_object_a_line(tmp_path: Path) -> None:
     lines = (tmp_path / "t.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["graph"] for line in lines] == ["dit", "finish"]
     assert [path.name for path in tmp_path.iterdir()] == ["t.jsonl"]
+
+
+def test_a_trace_that_keeps_nothing_still_knows_when_things_began_and_ended() -> None:
+    """What a stream of hours needs; events go to a file as they end."""
+    seen: list[str] = []
+    trace = ticking()
+    trace.keep, trace.on_event = False, lambda entry: seen.append(entry["event"])
+    for _ in range(3):
+        with trace.span("dit"):
+            pass
+    assert not trace.events
+    assert seen == ["dit"] * 3
+    assert (trace.first_start_s, trace.last_end_s) == ({"dit": 0.0}, 5.0)

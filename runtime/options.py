@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the verbs' command lines have in common: one line for wrong usage, and the options that each of them takes."""
+
+import argparse
+from typing import NoReturn
+
+from .engine import COMPUTE_CHOICES, parse_device
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser that takes no abbreviated options and says what is wrong in one line; exit code 2."""
+
+    def __init__(self, *, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line on stderr and leave."""
+        self.exit(2, f"{self.prog}: wrong usage: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def add_run_options(parser: argparse.ArgumentParser, *, compute: str = "auto") -> None:
+    """Add what every verb that runs graphs understands.
+
+    Args:
+        parser: gets --device, --compute, --threads and those of `add_print_options`.
+        compute: default precision.
+    """
+    parser.add_argument(
+        "--device", type=device, default="cpu", help="cpu, cuda:N, openvino:CPU|GPU|NPU or auto (default: cpu)"
+    )
+    parser.add_argument(
+        "--compute", default=compute, choices=COMPUTE_CHOICES, help=f"arithmetic precision (default: {compute})"
+    )
+    parser.add_argument(
+        "--threads",
+        type=threads,
+        metavar="N",
+        help="all engines together use at most N (default: the cores this process may use)",
+    )
+    add_print_options(parser)
+
+
+def add_print_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every verb understands."""
+    parser.add_argument("--json", action="store_true", help="print results for machines")
+    parser.add_argument("--progress", action="store_true", help="show progress even where stderr is no terminal")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def device(text: str) -> str:
+    """Read a device; it stays text."""
+    if text != "auto":  # resolving that one needs an engine
+        try:
+            parse_device(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def threads(text: str) -> int:
+    """Read a number of threads."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of threads, at least 1")
+    return int(text)
+
+
+def size(text: str) -> tuple[int, int]:
+    """Read HxW: two multiples of 16."""
+    try:
+        height, width = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected HEIGHTxWIDTH such as 480x832") from None
+    if height < 16 or width < 16 or height % 16 or width % 16:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected multiples of 16")
+    return height, width
