@@ -25,6 +25,7 @@ from .errors import (
     OutputError,
     PackageError,
     Stopped,
+    UsageError,
     VerificationError,
 )
 from .model_package import ModelPackage
@@ -51,6 +52,7 @@ __all__ = [
     "Stopped",
     "StreamSettings",
     "Trace",
+    "UsageError",
     "VerificationError",
     "VideoChunk",
     "__version__",

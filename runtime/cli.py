@@ -15,7 +15,8 @@ from importlib.metadata import EntryPoint, entry_points
 from types import FrameType
 
 from . import __version__
-from .errors import EdgereelsError, MissingExtraError, Stopped
+from .errors import EdgereelsError, MissingExtraError, Stopped, UsageError
+from .options import wrong_usage
 
 COMMAND_GROUP = "edgereels.commands"
 SUMMARIES = {
@@ -92,6 +93,11 @@ def _call(verb: EntryPoint, arguments: list[str]) -> int:
     except BrokenPipeError:  # whoever read our output has left
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for what Python flushes at exit)
         return 1
+    except UsageError as error:
+        if debug:
+            raise
+        print(wrong_usage(f"edgereels {verb.name}", str(error)), file=sys.stderr)
+        return 2
     except (EdgereelsError, OSError, MemoryError) as error:
         if debug:
             raise

@@ -29,21 +29,18 @@ def main(argv: list[str]) -> int:
     )
     add_run_options(parser)
     arguments = parser.parse_args(argv)
-    try:
-        with AvatarSession.open(
-            arguments.package, device=arguments.device, threads=arguments.threads, compute=arguments.compute
-        ) as session:
-            avatar = session.prepare_avatar(
-                arguments.image,
-                arguments.out,
-                prompt=arguments.prompt,
-                negative_prompt=arguments.negative_prompt,
-                size=arguments.size,
-                window=arguments.window,
-            )
-            engines = session.engines
-    except ValueError as error:
-        parser.error(str(error))
+    with AvatarSession.open(
+        arguments.package, device=arguments.device, threads=arguments.threads, compute=arguments.compute
+    ) as session:
+        avatar = session.prepare_avatar(
+            arguments.image,
+            arguments.out,
+            prompt=arguments.prompt,
+            negative_prompt=arguments.negative_prompt,
+            size=arguments.size,
+            window=arguments.window,
+        )
+        engines = session.engines
     summary = {
         "file": str(arguments.out),
         "size_bytes": arguments.out.stat().st_size,

@@ -21,17 +21,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--avatar", metavar="NAME", help="one of the embedded avatars (default: the first)")
     add_run_options(parser)
     arguments = parser.parse_args(argv)
-    try:
-        with AvatarSession.open(
-            "default", device=arguments.device, threads=arguments.threads, compute=arguments.compute
-        ) as session:
-            report = session.render(
-                audio=DEMO_SPEECH,
-                out=arguments.out,
-                avatar=arguments.avatar,
-                on_progress=progress_line if arguments.progress or sys.stderr.isatty() else None,
-            )
-    except ValueError as error:
-        parser.error(str(error))
+    with AvatarSession.open(
+        "default", device=arguments.device, threads=arguments.threads, compute=arguments.compute
+    ) as session:
+        report = session.render(
+            audio=DEMO_SPEECH,
+            out=arguments.out,
+            avatar=arguments.avatar,
+            on_progress=progress_line if arguments.progress or sys.stderr.isatty() else None,
+        )
     print(json.dumps(report.as_dict()) if arguments.json else describe(report))
     return 0

@@ -52,15 +52,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Parse, render, print. Wrong usage exits with 2 through argparse."""
+    """Parse, render, print."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.out is None and arguments.frames is None:
         parser.error("nothing to write: give --out OUT.mp4, --frames OUT.npy or both")
-    try:
-        report = _render(arguments)
-    except ValueError as error:
-        parser.error(str(error))
+    report = _render(arguments)
     print(json.dumps(report.as_dict()) if arguments.json else describe(report))
     return 0
 

@@ -10,6 +10,7 @@
     ├── MediaError          a sound or a picture that cannot be used
     ├── NoiseError          recorded draws that do not fit the render
     ├── OutputError         a file that cannot be written
+    ├── UsageError          arguments that make no sense or don't go together; also a ValueError
     ├── VerificationError   results that leave their tolerance
     └── MissingExtraError   an optional dependency that is not installed; the message is the pip line
 
@@ -52,6 +53,10 @@ class NoiseError(EdgereelsError):
 
 class OutputError(EdgereelsError):
     """A file cannot be written."""
+
+
+class UsageError(EdgereelsError, ValueError):
+    """Arguments make no sense or don't go together; a command line exits with 2."""
 
 
 class VerificationError(EdgereelsError):

@@ -15,7 +15,12 @@ class OptionParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line on stderr and leave."""
-        self.exit(2, f"{self.prog}: wrong usage: {' '.join(message.split())} (see {self.prog} --help)\n")
+        self.exit(2, wrong_usage(self.prog, message) + "\n")
+
+
+def wrong_usage(program: str, message: str) -> str:
+    """Return the line that is printed before leaving with 2."""
+    return f"{program}: wrong usage: {' '.join(message.split())} (see {program} --help)"
 
 
 def add_run_options(parser: argparse.ArgumentParser, *, compute: str = "auto") -> None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from . import audio as speech
 from .avatar import Avatar, read_avatar
-from .errors import MediaError, PackageError
+from .errors import MediaError, PackageError, UsageError
 from .image import clip_pixels, lab_statistics, load_portrait, nearest_size, resize_and_crop, to_unit
 from .manifest import DitSettings, TextSettings
 from .model_package import ModelPackage
@@ -30,7 +30,7 @@ def find_avatar(
     Raises:
         MediaError: the portrait can't be used, or is not one that this package takes.
         PackageError: there is no such avatar, or its file is damaged.
-        ValueError: nothing was named and the package brings no avatar.
+        UsageError: nothing was named and the package brings no avatar.
     """
     if image is not None:
         found = Avatar(name=Path(image).stem, portrait=load_portrait(Path(image)))
@@ -43,7 +43,7 @@ def find_avatar(
     elif package.manifest.avatars:
         return read_avatar(package.avatar_path(next(iter(package.manifest.avatars))))
     else:
-        raise ValueError(f"{package.name} brings no avatar; give one with --avatar, or a portrait with --image")
+        raise UsageError(f"{package.name} brings no avatar; give one with --avatar, or a portrait with --image")
     _refuse_strangers(package, found)
     return found
 

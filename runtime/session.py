@@ -5,7 +5,7 @@ import dataclasses
 import platform
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from .audio import SAMPLE_RATE, SHORTEST_S, load_speech, video_frame_count
 from .avatar import Avatar, write_avatar
 from .chunks import VideoChunk
 from .engine import COMPUTE_CHOICES, parse_device, usable_cores
-from .errors import EdgereelsError, MediaError
+from .errors import EdgereelsError, MediaError, PackageError, UsageError
 from .loudness import normalise_loudness
 from .model_package import ModelPackage
 from .placement import Asked, Placement
@@ -116,9 +116,9 @@ class StreamSettings:
 
 
 def _check_size(size: tuple[int, int] | None) -> None:
-    """Raise ValueError for a size that the networks don't take."""
+    """Raise `UsageError` for a size that the networks don't take."""
     if size is not None and any(side < 16 or side % 16 for side in size):
-        raise ValueError(f"size is {size[0]}x{size[1]}; expected multiples of 16")
+        raise UsageError(f"size is {size[0]}x{size[1]}; expected multiples of 16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,13 +170,14 @@ class AvatarSession:
         Raises:
             PackageError: the package is damaged, incomplete or unsafe.
             EngineError: the device or the precision is not to be had.
-            ValueError: an argument that makes no sense.
+            UsageError: an argument that makes no sense.
         """
-        parse_device(device)
+        with _usage():
+            parse_device(device)
         if threads is not None and threads < 1:
-            raise ValueError(f"threads is {threads}; expected at least 1")
+            raise UsageError(f"threads is {threads}; expected at least 1")
         if compute not in COMPUTE_CHOICES:
-            raise ValueError(f"compute {compute!r} is unknown; expected one of {', '.join(COMPUTE_CHOICES)}")
+            raise UsageError(f"compute {compute!r} is unknown; expected one of {', '.join(COMPUTE_CHOICES)}")
         return cls(
             ModelPackage.open(package, verify=verify), Asked(device=device, threads=threads or 0, compute=compute)
         )
@@ -235,7 +236,7 @@ class AvatarSession:
             MediaError: the sound or the picture can't be used.
             PackageError: the package lacks something that this needs.
             NoiseError: the recorded draws don't fit.
-            ValueError: settings that don't go together.
+            UsageError: settings that don't go together.
         """
         ready = self._ready(
             audio=audio,
@@ -274,7 +275,7 @@ class AvatarSession:
 
         Raises:
             OutputError: a file can't be written.
-            ValueError: two of the files are the same.
+            UsageError: two of the files are the same.
         """
         targets = {"out": out, "frames": frames, "trace": trace}
         made = {name: Path(path) for name, path in targets.items() if path is not None}
@@ -325,13 +326,14 @@ class AvatarSession:
             MediaError: the picture can't be used.
             OutputError: the file can't be written.
             PackageError: the package lacks something that this needs.
-            ValueError: a size or a window that does not exist, or `out` is the picture.
+            UsageError: a size or a window that does not exist, or `out` is the picture.
         """
         _check_targets({"out": Path(out)}, inputs={"image": image})
         own = self.package.manifest.settings
         if window is None:
             window = own.window
-        check_settings(window=window, motion=1, drop=0)
+        with _usage():
+            check_settings(window=window, motion=1, drop=0)
         _check_size(size)
         self.package.require("vae_encoder", "dit")
         face = find_avatar(self.package, image=image)
@@ -366,16 +368,17 @@ class AvatarSession:
         """Check everything, then compute what a stream needs before its first step."""
         wanted = StreamSettings(**settings)
         if avatar is not None and image is not None:
-            raise ValueError("an avatar and a picture were given; expected one of them")
+            raise UsageError("an avatar and a picture were given; expected one of them")
         if seed is not None and noise is not None:
-            raise ValueError("a seed and recorded draws were given; expected one of them")
+            raise UsageError("a seed and recorded draws were given; expected one of them")
         own = self.package.manifest.settings
-        guidance = Guidance(text=wanted.guidance_text, audio=wanted.guidance_audio)
-        timesteps = euler_timesteps(_given(wanted.steps, own.steps), shift=_given(wanted.shift, own.shift))
         window, motion = _given(wanted.window, own.window), _given(wanted.motion, own.motion)
         drop = _given(wanted.drop, own.drop)
-        check_settings(window=window, motion=motion, drop=drop)
-        draws: Draws = SeededDraws(_given(seed, DEFAULT_SEED))
+        with _usage():
+            guidance = Guidance(text=wanted.guidance_text, audio=wanted.guidance_audio)
+            timesteps = euler_timesteps(_given(wanted.steps, own.steps), shift=_given(wanted.shift, own.shift))
+            check_settings(window=window, motion=motion, drop=drop)
+            draws: Draws = SeededDraws(_given(seed, DEFAULT_SEED))
         self.package.require("audio_encoder", "vae_encoder", "vae_decoder", "dit", "finish")
         sound = normalise_loudness(_checked_samples(audio) if isinstance(audio, np.ndarray) else load_speech(audio))
         made = plan(video_frame_count(len(sound), fps=own.fps), window=window, motion=motion, drop=drop)
@@ -396,13 +399,16 @@ class AvatarSession:
         conditions = preparation.conditions(
             sound, prompt=prompt, negative_prompt=negative_prompt, guidance=guidance, window=made.key_pass.window
         )
-        grid = RopeGrid(latent[1], latent[2] // 2, latent[3] // 2)
+        try:
+            rope = rope_tables(RopeGrid(latent[1], latent[2] // 2, latent[3] // 2), head_dim=preparation.dit.head_dim)
+        except ValueError as error:
+            raise PackageError(f"{self.package.name} does not make sense: {error}") from error
         stream = Stream(
             made,
             engines=self._placement,
             conditions=conditions,
             schedule=preparation.schedule(timesteps),
-            rope=rope_tables(grid, head_dim=preparation.dit.head_dim),
+            rope=rope,
             guidance=guidance,
             draws=draws,
             fps=own.fps,
@@ -445,6 +451,15 @@ class AvatarSession:
         )
 
 
+@contextmanager
+def _usage() -> Iterator[None]:
+    """Turn the ValueError of a check of arguments into `UsageError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
 def _given(value: Value | None, default: Value) -> Value:
     return default if value is None else value
 
@@ -454,16 +469,16 @@ def _check_targets(made: Mapping[str, Path], *, inputs: Mapping[str, Any]) -> No
 
     Raises:
         OutputError: a folder is missing or closed, or a name belongs to something that is no file.
-        ValueError: two names mean the same file.
+        UsageError: two names mean the same file.
     """
+    for path in made.values():
+        check_target(path)
     taken = {Path(value).absolute(): name for name, value in inputs.items() if isinstance(value, str | Path)}
     for name, path in made.items():
         for used in (path.absolute(), path.with_name(path.name + ".partial").absolute()):
             if used in taken:
-                raise ValueError(f"{name} and {taken[used]} both mean {used.name}; expected a file for each")
+                raise UsageError(f"{name} and {taken[used]} both mean {used.name}; expected a file for each")
             taken[used] = name
-    for path in made.values():
-        check_target(path)
     if "out" in made:
         import_av()
 

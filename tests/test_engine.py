@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opening an engine: what is asked for is what is got, or an error."""
 
+import os
+import signal
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper
 
-from edgereels.runtime.engine import Device, open_engine, parse_device
+from edgereels.runtime.engine import Device, Engine, open_engine, parse_device
 from edgereels.runtime.errors import EngineError
 
 
@@ -97,3 +101,49 @@ def test_the_host_program_keeps_its_own_sessions(doubling: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 3
     onnxruntime.InferenceSession(str(doubling), options, providers=["CPUExecutionProvider"])
+
+
+ENDLESS = """
+<ir_version: 10, opset_import: ["" : 23]>
+endless (float[n] x) => (float[n] y)
+<int64 turns = {1000000000}, bool go = {1}>
+{
+  y = Loop<body = turn (int64 i, bool before, float[n] a) => (bool after, float[n] b) {
+    after = Identity(before)
+    b = Cos(a)
+  }>(turns, go, x)
+}
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent to a process by number")
+def test_ctrl_c_ends_a_graph_that_would_run_for_hours(tmp_path: Path) -> None:
+    onnx.save(onnx.parser.parse_model(ENDLESS), tmp_path / "g.onnx")
+    engine = open_engine(tmp_path / "g.onnx", threads=1)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    began_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        engine.run({"x": np.ones(8, np.float32)})
+    assert time.monotonic() - began_s < 3
+    timer.join()
+    assert not any(thread.daemon for thread in threading.enumerate()), "the graph still runs"
+
+
+def test_one_graph_runs_at_a_time_whoever_asks(doubling: Path) -> None:
+    """Two threads with an engine of one thread each take no more than one processor."""
+    engines = [open_engine(doubling, threads=1) for _ in range(2)]
+    big = {"x": np.ones(1 << 22, np.float32)}
+
+    def work(engine: Engine) -> None:
+        for _ in range(20):
+            engine.run(big)
+
+    workers = [threading.Thread(target=work, args=(engine,)) for engine in engines]
+    wall_s, processor_s = time.perf_counter(), time.process_time()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    wall_s, processor_s = time.perf_counter() - wall_s, time.process_time() - processor_s
+    assert processor_s < 1.2 * wall_s
