@@ -6,9 +6,9 @@ parameters become open places, and only then is the graph optimised: nothing tha
 into it. The result is a body that any set of weights of the same shapes can be bound to (`lazy_weights.bind`), which
 is how one trace of a DiT block serves all blocks.
 
-onnxsim is not run. Measured on all graphs of the tiny checkpoint (onnxsim 0.8.1, ONNX Runtime 1.32, one thread): it takes
-0 to 13 % of the nodes, ONNX Runtime takes the same ones when it opens a graph (afterwards 0 to 4 % are left to tell the
-two apart), outputs agree to 5e-6 and run times to 4 %, which is their noise. And it needs the weights inside the graph.
+onnxsim is not run. Measured on seven graphs of the tiny checkpoint (onnxsim 0.8.1, ONNX Runtime 1.32, one thread): it
+takes 0 to 13 % of the nodes, ONNX Runtime takes the same ones when it opens a graph (0 to 4 % then tell the two apart),
+outputs agree to 5e-6 and run times to 4 %, which is their noise. And it wants weights inside the graph.
 """
 
 import contextlib

@@ -178,5 +178,6 @@ def test_memory_does_not_grow_with_the_number_of_blocks(tmp_path: Path) -> None:
         command = [sys.executable, "-c", PEAK, str(tmp_path / str(layers)), str(layers)]
         found = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks_kb.append(int(found.stdout.split()[-1]))
-    # A block has 4.3 M parameters, 17 MB; twelve more of them are 206 MB. What may grow is the allocator's slack.
-    assert peaks_kb[1] - peaks_kb[0] < 40_000, f"peaks of 2 and 14 blocks: {peaks_kb} kB"
+    # A block has 4.3 M parameters, 17 MB; twelve more of them are 206 MB. What grows is the allocator's slack: 5 to
+    # 40 MB were seen, 24 MB with 36 more blocks.
+    assert peaks_kb[1] - peaks_kb[0] < 80_000, f"peaks of 2 and 14 blocks: {peaks_kb} kB"
