@@ -23,6 +23,7 @@ from .train_vae import HELD_OUT_CLIPS, load_vae, new_vae
 
 WINDOW, MOTION, DROP = 33, 5, 4
 WINDOW_LATENTS = 1 + (WINDOW - 1) // 4
+PORTRAIT_SIZE = 512
 STARTS = 16
 """Windows prepared per clip; they begin on multiples of four frames."""
 TAILS = 12
@@ -125,12 +126,20 @@ def load_clip_latents(path: Path) -> ClipLatents:
         return ClipLatents(**{name: stored[name] for name in stored.files})
 
 
+def portrait_pixels() -> npt.NDArray[np.uint8]:
+    """Return the portrait as the runtime scales it down, shape (size, size, 3)."""
+    from PIL import Image
+
+    large = Image.fromarray(draw(Pose(), PORTRAIT_SIZE))
+    return np.array(large.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
 @torch.no_grad()
 def fixed_latents(vae: VideoVae) -> dict[str, npt.NDArray[np.float32]]:
     """Return `grey` (16, 9, h, w), an all-grey window, and `portrait` (16, 3, h, w), the portrait with grey after it."""
     grey = torch.zeros(1, 3, WINDOW, SIZE, SIZE)
     portrait = grey[:, :, :9].clone()
-    portrait[:, :, :1] = _tensor(draw(Pose())[None])
+    portrait[:, :, :1] = _tensor(portrait_pixels()[None])
     return {"grey": vae.encode(grey)[0].numpy(), "portrait": vae.encode(portrait)[0].numpy()}
 
 

@@ -15,12 +15,13 @@ from pathlib import Path
 STAGES = {
     "audio": ("train_audio.train", 1600),
     "frames": ("draw_frames.train", 160),
-    "vae-images": ("train_vae.train", 2000),
-    "vae-video": ("train_vae.train_video", 2500),
+    "vae-images": ("train_vae.train", 1000),
+    "vae-video": ("train_vae.train_video", 1200),
     "freeze": ("latents.freeze", 1),
     "latents": ("latents.encode", 160),
-    "dit": ("train_dit.train", 2000),
-    "vae-decoder": ("train_vae.train_decoder", 6000),
+    "dit": ("train_dit.train", 1700),
+    "vae-decoder": ("train_vae.train_decoder", 4500),
+    "checkpoint": ("write_checkpoint.write", 1),
 }
 """Stage -> function `(folder, *, steps)`, and its number of steps."""
 

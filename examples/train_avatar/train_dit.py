@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from edgereels.export import dit_block
 from edgereels.export.dit import Dit, DitConfig
 from edgereels.runtime.tables import RopeGrid, rope_tables, sinusoid
 
@@ -23,13 +24,19 @@ from .optimiser import Optimisers
 from .train_vae import EYES_BOX, HELD_OUT_CLIPS, MOUTH_BOX
 
 CONFIG = DitConfig(
-    dim=192, heads=6, layers=5, ffn_dim=512, has_text=False, has_image=False, audio_window=5, audio_intermediate_dim=128,
+    dim=192, heads=4, layers=5, ffn_dim=512, has_text=False, has_image=False, audio_window=5, audio_intermediate_dim=128,
     audio_dim=128, audio_tokens=8, audio_layers=4, audio_channels=128,
 )  # fmt: skip
 GRID = 16
 OTHER_TIMES = (0.956584, 0.846544, 0.010891)
 """The later steps of the published four-step schedule; the package itself takes one step, from 1."""
 _NOISE_GAIN, _ANCHOR = 0.5, 12.0
+
+
+def plain_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Do what `dit_block.attend` does; on the CPU two and a half times as fast forward and back as torch's fused kernel."""
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    return (torch.softmax(scores, dim=-1, dtype=scores.dtype) @ values).transpose(1, 2).flatten(2)
 
 
 def new_dit() -> Dit:
@@ -204,9 +211,10 @@ def channel_weight(folder: Path) -> Tensor:
 
 def train(folder: Path, *, steps: int, batch_size: int = 8) -> None:
     """Train for `steps` steps in all, continuing from the last save."""
+    dit_block.attend = plain_attention
     dit = new_dit()
     denoiser = Denoiser(dit)
-    optimisers = Optimisers(dit, inner=inner_weights(dit), muon_lr=0.01, adam_lr=1e-3)
+    optimisers = Optimisers(dit, inner=inner_weights(dit), muon_lr=0.02, adam_lr=1e-3)
     average = {name: value.clone() for name, value in dit.state_dict().items()}
     path, done = folder / "dit.pt", 0
     if path.exists():
@@ -268,4 +276,3 @@ def load_dit(folder: Path) -> Dit:
     return dit.eval()
 
 
-__all__ = ["CONFIG", "Denoiser", "Windows", "load_dit", "new_dit", "nn", "train"]
