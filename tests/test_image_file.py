@@ -129,6 +129,27 @@ def test_cmyk_is_converted(tmp_path: Path) -> None:
     np.testing.assert_allclose(load_portrait(path).astype(int), flat, rtol=0, atol=4)  # jpeg
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "jpeg"], ids=["plain", "lzw", "jpeg"])
+def test_a_tiff_is_read_and_a_truncated_one_refused(compression: str | None, tmp_path: Path) -> None:
+    """What scanners and printers write: CMYK, 16 bits."""
+    print_ready = Image.fromarray(gradient()).convert("CMYK")
+    path = save(tmp_path / "print.tif", print_ready, compression=compression)
+    np.testing.assert_allclose(
+        load_portrait(path).astype(int), gradient(), rtol=0, atol=24 if compression == "jpeg" else 2
+    )
+    content = path.read_bytes()
+    for share in (0.3, 0.6, 0.9):
+        path.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(MediaError):
+            load_portrait(path)
+
+
+def test_a_16_bit_tiff_is_scaled(tmp_path: Path) -> None:
+    deep = gradient()[:, :, 1].astype(np.uint16) * 257
+    ours = load_portrait(save(tmp_path / "deep.tif", Image.fromarray(deep)))
+    np.testing.assert_array_equal(ours[:, :, 0], gradient()[:, :, 1])
+
+
 @pytest.mark.parametrize(
     ("orientation", "turned"),
     [
