@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.engine import usable_cores
+from ..runtime.errors import MissingExtraError
 from .lora import parse_lora
 
 
@@ -17,7 +18,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the verb; returns its exit code."""
     options = _parser().parse_args(argv)
     # Here and not above, so that `--help` and wrong usage answer without loading PyTorch.
-    from .export_checkpoint import Request, export_checkpoint
+    try:
+        from .export_checkpoint import Request, export_checkpoint
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(str(error.name), extra="export", purpose="edgereels export") from error
 
     started = time.monotonic()
     request = Request(

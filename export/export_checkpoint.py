@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export a checkpoint: check everything, write part after part, and give the package its name at the very end."""
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -90,8 +91,7 @@ def export_checkpoint(request: Request, *, progress: Progress = lambda _: None) 
         PackageError: the target exists, or the result would not open.
         VerificationError: a graph is not its PyTorch module.
     """
-    torch.set_num_threads(request.threads)
-    with PackageWriter(request.package, force=request.force) as writer:
+    with _torch_threads(request.threads), PackageWriter(request.package, force=request.force) as writer:
         checkpoint = open_checkpoint(request.checkpoint, task=request.task, ema=request.ema)
         checkpoint = dataclasses.replace(checkpoint, dit=merge_loras(checkpoint.dit, loras=request.loras))
         overrides = read_overrides(checkpoint.folder, file=request.overrides)
@@ -128,6 +128,17 @@ def export_checkpoint(request: Request, *, progress: Progress = lambda _: None) 
         progress("checks")
         package = writer.finish(fields)
     return Exported(package, parts.graphs, parts.seconds, parts.sizes)
+
+
+@contextlib.contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Let PyTorch use so many threads, for as long as it is ours."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _chosen(model: AvatarModel, only: Sequence[str]) -> tuple[Subnetwork, ...]:

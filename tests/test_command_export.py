@@ -72,6 +72,17 @@ def test_help_does_not_load_torch() -> None:
     assert "--overrides" in found.stdout
 
 
+def test_without_torch_the_pip_line_is_printed(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from edgereels.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "export", str(tmp_path), str(tmp_path / "p")]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "pip install 'edgereels[export]'" in found.stderr
+    assert found.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "options",
     [["--threads", "0"], ["--precision", "int8"], ["--task", "video"], ["--lora", "x.safetensors:inf"]],
