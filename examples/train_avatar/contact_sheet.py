@@ -39,7 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         through = float(np.corrcoef(reader.opening(coded), opening[: len(coded)])[0, 1])
         correlations.append(correlation)
         print(
-            f"clip {HELD_OUT_SEED + index}: mouth correlation {correlation:.3f} amplitude {read.std() / opening.std():.2f};"
+            f"clip {HELD_OUT_SEED + index}: mouth correlation {correlation:.3f}"
+            f" amplitude {read.std() / opening.std():.2f};"
             f" autoencoder {through:.3f}, PSNR {peak_ratio(coded, truth[: len(coded)]):.1f} dB", flush=True,
         )  # fmt: skip
         shown = np.arange(45, 45 + 12 * chosen.stride, chosen.stride)

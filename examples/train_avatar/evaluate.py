@@ -13,6 +13,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,9 +98,7 @@ def render_clips(package: str, *, count: int, duration_s: float, threads: int) -
     return clips
 
 
-def _render(
-    waveform: npt.NDArray[np.float32], package: str, folder: Path, *, threads: int
-) -> npt.NDArray[np.float32]:
+def _render(waveform: npt.NDArray[np.float32], package: str, folder: Path, *, threads: int) -> npt.NDArray[np.float32]:
     import soundfile
 
     sound, output = folder / "speech.wav", folder / "frames.npy"
@@ -152,7 +151,7 @@ def autoencoder_figures(checkpoint: Path, *, count: int = 6) -> dict[str, float]
     return {"whole_db": round(float(np.mean(whole)), 2), "mouth_db": round(float(np.mean(mouth)), 2)}
 
 
-def summarise(clips: list[Clip]) -> dict[str, object]:
+def summarise(clips: list[Clip]) -> dict[str, Any]:
     """Return all figures and whether each gate is met."""
     rendered = np.array([correlation(clip.rendered, clip.truth) for clip in clips])
     wrong = [_wrong(clips, index) for index in range(len(clips))]
@@ -201,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     figures = summarise(clips)
     if chosen.checkpoint:
         figures["autoencoder"] = autoencoder_figures(chosen.checkpoint)
-    gates: dict[str, bool] = figures["gates"]  # pyright: ignore[reportAssignmentType]
+    gates: dict[str, bool] = figures["gates"]
     if chosen.json:
         print(json.dumps(figures))
     else:

@@ -265,7 +265,9 @@ def _draw_eye(canvas: skia.Canvas, pose: Pose, *, side: int, features: Point) ->
     rim = _arc((x - half_width * 0.8, y + 2), (x, lower[1] + 0.8), (x + half_width * 0.8, y + 2))
     canvas.drawPath(rim, _paint(_scaled(SKIN, 0.6), alpha=0.6, stroke=1.1))
     brow_y = y - 24 - pose.brow * 6
-    brow = _arc((x - side * 14, brow_y + 2.0 - pose.brow * 1.5), (x + side * 3, brow_y - 6), (x + side * 18, brow_y + 4))
+    brow = _arc(
+        (x - side * 14, brow_y + 2.0 - pose.brow * 1.5), (x + side * 3, brow_y - 6), (x + side * 18, brow_y + 4)
+    )
     canvas.drawPath(brow, _paint(_scaled(HAIR, 0.78), stroke=3.8))
 
 
@@ -347,7 +349,9 @@ def _draw_mouth(canvas: skia.Canvas, pose: Pose, features: Point) -> None:
 
 
 def _draw_inside_of_mouth(canvas: skia.Canvas, mouth: _Mouth, x: float) -> None:
-    canvas.drawPaint(_paint((58, 14, 20), shader=_linear((0, mouth.top), (0, mouth.bottom), [(40, 8, 12), (92, 26, 30)])))
+    canvas.drawPaint(
+        _paint((58, 14, 20), shader=_linear((0, mouth.top), (0, mouth.bottom), [(40, 8, 12), (92, 26, 30)]))
+    )
     tongue = _radial((x, mouth.bottom), mouth.half_width * 0.7, [(214, 112, 110), (150, 56, 62)])
     tongue_y = mouth.bottom + 5 - 6.5 * min(1.0, mouth.gap_height / 14)
     canvas.drawOval(_oval((x, tongue_y), mouth.half_width * 0.55, 6), _paint((202, 98, 98), shader=tongue))

@@ -57,7 +57,8 @@ def _random_pose(generator: np.random.Generator) -> Pose:
     return Pose(
         jaw=float(generator.uniform(0, 0.95)), wide=float(generator.uniform(-1, 0.9)),
         press=float(generator.uniform(0, 1) ** 2 * (generator.random() < 0.6)),
-        yaw=float(generator.normal(0, 0.07)), pitch=float(generator.normal(0, 0.1)), roll=float(generator.normal(0, 0.05)),
+        yaw=float(generator.normal(0, 0.07)), pitch=float(generator.normal(0, 0.1)),
+        roll=float(generator.normal(0, 0.05)),
         shift_x=float(generator.normal(0, 0.8)), shift_y=float(generator.normal(0, 0.8)),
     )  # fmt: skip
 

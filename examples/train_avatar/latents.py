@@ -49,7 +49,9 @@ def freeze(folder: Path, *, steps: int) -> None:
     spread = (torch.stack(spreads).mean(0) - mean.square()).sqrt()
     fold_statistics(vae, mean, spread)
     noise_level = torch.stack(noise).mean(0).sqrt() / spread
-    print(f"freeze: latent spread {spread.numpy().round(2)}, posterior noise {noise_level.numpy().round(3)}", flush=True)
+    print(
+        f"freeze: latent spread {spread.numpy().round(2)}, posterior noise {noise_level.numpy().round(3)}", flush=True
+    )
     torch.save({"vae": vae.state_dict(), "average": vae.state_dict(), "noise_level": noise_level}, path)
 
 
@@ -102,7 +104,8 @@ def encode(folder: Path, *, steps: int) -> None:
     target.mkdir(exist_ok=True)
     vae, encoder = load_frozen(folder), load_encoder(folder)
     frames, speech = drawn_frames(folder), load_speech(folder, clips=TRAINING_CLIPS)
-    np.savez(target / "fixed.npz", **fixed_latents(vae))
+    fixed = fixed_latents(vae)
+    np.savez(target / "fixed.npz", grey=fixed["grey"], portrait=fixed["portrait"])
     # From the last clip on: the held-out ones come first, so that evaluation is possible at once.
     for count, index in enumerate(range(len(frames) - 1, max(-1, len(frames) - 1 - steps), -1)):
         path = target / f"clip_{index:04d}.npz"
@@ -114,7 +117,7 @@ def encode(folder: Path, *, steps: int) -> None:
         features = np.stack([encoder.features(waveform), encoder.features(noisy)]).astype(np.float16)
         parts = _clip_latents(vae, frames[index], generator)
         partial = path.with_suffix(".partial.npz")
-        np.savez(partial, features=features, **parts)
+        np.savez(partial, features=features, **parts)  # pyright: ignore[reportArgumentType]
         partial.rename(path)
         if count % 10 == 9:
             print(f"latents: {count + 1} clips", flush=True)
@@ -136,7 +139,7 @@ def portrait_pixels() -> npt.NDArray[np.uint8]:
 
 @torch.no_grad()
 def fixed_latents(vae: VideoVae) -> dict[str, npt.NDArray[np.float32]]:
-    """Return `grey` (16, 9, h, w), an all-grey window, and `portrait` (16, 3, h, w), the portrait with grey after it."""
+    """Return `grey` (16, 9, h, w), an all-grey window, and `portrait` (16, 3, h, w), the portrait and grey."""
     grey = torch.zeros(1, 3, WINDOW, SIZE, SIZE)
     portrait = grey[:, :, :9].clone()
     portrait[:, :, :1] = _tensor(portrait_pixels()[None])

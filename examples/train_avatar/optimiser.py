@@ -17,7 +17,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(parameters), {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:  # noqa: ANN001
+    def step(self, closure=None) -> None:
         """Update all parameters that have a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:

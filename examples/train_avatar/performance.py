@@ -48,7 +48,8 @@ _shape("hɦʔ", jaw=0.35, wide=0.1)
 _shape("j", jaw=0.22, wide=0.6)
 _shape("wɥ", jaw=0.15, wide=-1.0)
 
-SOUND_CLASSES = ("", "aɑɐʌ", "æ", "eɛ", "iɪɨj", "oɔɒ", "uʊwɥ", "əɜɚɘɵ", "yøœʏ", "mbp", "fv", "td", "n", "szʂʐ", "lʎ", "kɡgcxɣ",
+SOUND_CLASSES = ("", "aɑɐʌ", "æ", "eɛ", "iɪɨj", "oɔɒ", "uʊwɥ", "əɜɚɘɵ", "yøœʏ", "mbp", "fv", "td", "n", "szʂʐ", "lʎ",
+                 "kɡgcxɣ",
                  "ŋɲç", "ʃʒɕʑ", "θð", "rɹʁʀɻɾ", "hɦʔħʝ")  # fmt: skip
 """Characters that the audio encoder learns to tell apart; class 0 is silence."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the whole published procedure in PyTorch: key-frame pass, windows, motion frames. For looking at a training state.
+"""Run the whole published procedure in PyTorch: key-frame pass, windows, motion frames. To look at a training state.
 
 `edgereels render` does the same from exported graphs; `evaluate.py` measures that one.
 """
@@ -29,7 +29,9 @@ class Rollout:
         self.encoder: AudioEncoder = load_encoder(folder)
         self.vae: VideoVae = best_vae(folder)
         self.denoiser = Denoiser(load_dit(folder))
-        self.portrait = torch.from_numpy(portrait_pixels().astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None, :, None]
+        self.portrait = torch.from_numpy(portrait_pixels().astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[
+            None, :, None
+        ]
 
     @torch.no_grad()
     def render(self, waveform: npt.NDArray[np.float32], *, seed: int = 42) -> npt.NDArray[np.float32]:
@@ -53,7 +55,12 @@ class Rollout:
         return torch.cat(frames, 2)[0, :, :wanted].permute(1, 2, 3, 0).numpy()
 
     def _window(
-        self, features: npt.NDArray[np.float32], start: int, motion: Tensor, key: Tensor | None, generator: torch.Generator
+        self,
+        features: npt.NDArray[np.float32],
+        start: int,
+        motion: Tensor,
+        key: Tensor | None,
+        generator: torch.Generator,
     ) -> Tensor:
         known = motion.shape[2]
         pixels = torch.zeros(1, 3, WINDOW, SIZE, SIZE)

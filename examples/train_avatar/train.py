@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the default avatar from nothing, on the CPU: `python -m train_avatar.train --out DIR` (in examples/).
 
-Every stage saves its weights and its step each minute and continues from there when it is started again. Stages may run
-beside each other as soon as what they need is there: `audio` and `vae` need nothing, `latents` needs a frozen encoder
-(the end of `vae-images` and `vae-video`), `dit` needs `audio` and some latents, `decoder` goes on improving the decoder.
+Every stage saves its weights and its step each minute and continues from there when it is started again. Two stages may
+run beside each other as soon as what they need is there: `audio` and `frames` need nothing, `vae-images` needs
+`frames`, `freeze` ends the encoder's training, `latents` needs `audio` and `freeze`, `dit` some of the `latents`.
 """
 
 import argparse

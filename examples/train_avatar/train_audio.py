@@ -23,14 +23,16 @@ from .speech import SAMPLE_RATE
 CONFIG = {
     "model_type": "wav2vec2", "architectures": ["Wav2Vec2Model"], "hidden_size": 128, "num_hidden_layers": 4,
     "num_attention_heads": 4, "intermediate_size": 512, "conv_dim": [64] * 7, "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
-    "conv_stride": [5, 2, 2, 2, 2, 2, 2], "conv_bias": False, "num_feat_extract_layers": 7, "feat_extract_norm": "group",
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2], "conv_bias": False, "num_feat_extract_layers": 7,
+    "feat_extract_norm": "group",
     "feat_extract_activation": "gelu", "hidden_act": "gelu", "do_stable_layer_norm": False, "layer_norm_eps": 1e-5,
     "num_conv_pos_embeddings": 32, "num_conv_pos_embedding_groups": 8, "hidden_dropout": 0.0, "attention_dropout": 0.0,
     "activation_dropout": 0.0, "feat_proj_dropout": 0.0, "layerdrop": 0.0, "vocab_size": 32, "mask_time_prob": 0.0,
     "apply_spec_augment": False,
 }  # fmt: skip
 PREPROCESSOR = {
-    "do_normalize": True, "feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "padding_side": "right",
+    "do_normalize": True, "feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1,
+    "padding_side": "right",
     "padding_value": 0, "return_attention_mask": False, "sampling_rate": SAMPLE_RATE,
 }  # fmt: skip
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
@@ -77,7 +79,7 @@ def normalise(waveforms: Tensor) -> Tensor:
     return (waveforms - mean) / torch.sqrt(waveforms.var(1, unbiased=False, keepdim=True) + 1e-7)
 
 
-def distort(waveforms: npt.NDArray[np.float32], generator: np.random.Generator) -> npt.NDArray[np.float32]:
+def distort(waveforms: npt.NDArray[np.floating], generator: np.random.Generator) -> npt.NDArray[np.float32]:
     """Return the waveforms as a room, a microphone and noise would change them; shape (batch, samples)."""
     length = waveforms.shape[1]
     spectrum = np.fft.rfft(waveforms, axis=1)
@@ -185,7 +187,8 @@ def write_checkpoint(folder: Path, target: Path) -> None:
 
     target.mkdir(parents=True, exist_ok=True)
     tensors = {
-        _published_key(key): value.half().contiguous() for key, value in load_encoder(folder).wav2vec2.state_dict().items()
+        _published_key(key): value.half().contiguous()
+        for key, value in load_encoder(folder).wav2vec2.state_dict().items()
     }
     save_file(tensors, str(target / "model.safetensors"), metadata={"format": "pt"})
     (target / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")

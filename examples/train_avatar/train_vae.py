@@ -133,7 +133,9 @@ class Batches:
         weight = pixel_weight()
         cut = [clip[:, y : y + size, x : x + size] for clip, (y, x) in zip(clips, corners, strict=True)]
         weights = np.stack([weight[y : y + size, x : x + size] for y, x in corners])
-        return torch.from_numpy(np.stack(cut)).permute(0, 4, 1, 2, 3).contiguous(), torch.from_numpy(weights)[:, None, None]
+        return torch.from_numpy(np.stack(cut)).permute(0, 4, 1, 2, 3).contiguous(), torch.from_numpy(weights)[
+            :, None, None
+        ]
 
 
 def pixel_weight() -> npt.NDArray[np.float32]:
@@ -184,13 +186,19 @@ def train(folder: Path, *, steps: int, phase: str = "vae_images") -> None:
         errors.append(error)
         _follow(average, vae, min(0.995, (step + 10) / (step + 100)))
         if step % 100 == 99 or step == steps - 1:
+            psnr_db = 10 * math.log10(4 / np.mean(errors[-100:]))
+            told = step % 500 == 499 or step == steps - 1
+            figures = evaluate(average, frames, video=plan.video_share > 0) if told else ""
             print(
-                f"{phase} {step + 1}/{steps} loss {loss.item():.4f} training PSNR {10 * math.log10(4 / np.mean(errors[-100:])):.2f}"
-                f" {evaluate(average, frames, video=plan.video_share > 0) if step % 500 == 499 or step == steps - 1 else ''}",
-                flush=True,
+                f"{phase} {step + 1}/{steps} loss {loss.item():.4f} training PSNR {psnr_db:.2f} {figures}", flush=True
             )
         if time.monotonic() - saved_at > 60 or step == steps - 1:
-            state = {"vae": vae.state_dict(), "average": average, "optimisers": optimisers.state_dict(), "step": step + 1}
+            state = {
+                "vae": vae.state_dict(),
+                "average": average,
+                "optimisers": optimisers.state_dict(),
+                "step": step + 1,
+            }
             torch.save(state, path.with_suffix(".partial"))
             path.with_suffix(".partial").rename(path)
             saved_at = time.monotonic()
@@ -271,5 +279,3 @@ def evaluate(average: dict[str, Tensor], frames: npt.NDArray[np.uint8], *, video
         box = np.s_[:, :, top:bottom, left:right]
         result[name] = round(peak_ratio(ours[box], clips[box]), 2)
     return result
-
-

@@ -61,7 +61,8 @@ def _dit_config() -> dict:
     return {
         "_class_name": "WanModel", "model_type": "i2v", "dim": config.dim, "ffn_dim": config.ffn_dim,
         "num_heads": config.heads, "num_layers": config.layers, "in_dim": config.in_dim, "out_dim": config.out_dim,
-        "freq_dim": config.freq_dim, "eps": config.eps, "text_len": config.text_len, "audio_window": config.audio_window,
+        "freq_dim": config.freq_dim, "eps": config.eps, "text_len": config.text_len,
+        "audio_window": config.audio_window,
         "audio_channels": config.audio_channels, "intermediate_dim": config.audio_intermediate_dim,
         "output_dim": config.audio_dim, "context_tokens": config.audio_tokens, "vae_scale": config.vae_scale,
         "norm_input_visual": True, "norm_output_audio": True,
