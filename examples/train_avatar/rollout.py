@@ -67,11 +67,13 @@ class Rollout:
         pixels[:, :, :known] = motion
         if key is not None:
             pixels[:, :, -5:] = key
-        latents = self.vae.encode(pixels)
+        with torch.autocast("cpu", torch.bfloat16):  # float32 video convolutions take a slow path here
+            latents = self.vae.encode(pixels).float()
         condition = torch.cat([torch.from_numpy(mask(known=known, tail=key is not None))[None], latents], 1)
         first, rest = (torch.from_numpy(part)[None] for part in audio_windows(features, start))
         noise = torch.randn(latents.shape, generator=generator)
         clean = self.denoiser.latents(noise, Batch(latents, condition, first, rest), time_left=1.0)
         if known == MOTION:  # the sampler writes the motion latents back after its last step
             clean[:, :, :2] = latents[:, :, :2]
-        return self.vae.decode(clean).clamp(-1, 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.vae.decode(clean).float().clamp(-1, 1)

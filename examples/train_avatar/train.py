@@ -21,6 +21,7 @@ STAGES = {
     "latents": ("latents.encode", 160),
     "dit": ("train_dit.train", 1700),
     "vae-decoder": ("train_vae.train_decoder", 4500),
+    "vae-polish": ("polish.train", 500),
     "checkpoint": ("write_checkpoint.write", 1),
 }
 """Stage -> function `(folder, *, steps)`, and its number of steps."""

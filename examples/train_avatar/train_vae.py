@@ -181,7 +181,7 @@ def train(folder: Path, *, steps: int, phase: str = "vae_images") -> None:
         batches = Batches(frames, generator)
         video = generator.random() < plan.video_share
         images, weight = batches.clips() if video else batches.images()
-        loss, error = _loss(vae, images, weight, encoder_trains=plan.encoder_trains)
+        loss, error = autoencoder_loss(vae, images, weight, encoder_trains=plan.encoder_trains)
         optimisers.step(loss, factor=_factor(step, steps, plan))
         errors.append(error)
         _follow(average, vae, min(0.995, (step + 10) / (step + 100)))
@@ -228,7 +228,8 @@ def _factor(step: int, steps: int, plan: Phase) -> float:
     return level * min(1.0, (step + 1) / 50)
 
 
-def _loss(vae: VideoVae, images: Tensor, weight: Tensor, *, encoder_trains: bool) -> tuple[Tensor, float]:
+def autoencoder_loss(vae: VideoVae, images: Tensor, weight: Tensor, *, encoder_trains: bool) -> tuple[Tensor, float]:
+    """Return the loss of going through the latents and back, and the mean squared error."""
     with torch.autocast("cpu", torch.bfloat16):
         with torch.set_grad_enabled(encoder_trains):
             mean, log_variance = vae.encode_moments(images)

@@ -36,8 +36,9 @@ def write(folder: Path, *, steps: int) -> None:
 
 def best_vae(folder: Path) -> train_vae.VideoVae:
     """Return the frozen encoder with the decoder as trained furthest."""
-    if (folder / "vae_decoder.pt").exists():
-        return train_vae.load_vae(folder, phase="vae_decoder")
+    for phase in ("vae_polish", "vae_decoder"):
+        if (folder / f"{phase}.pt").exists():
+            return train_vae.load_vae(folder, phase=phase)
     return load_frozen(folder)
 
 
