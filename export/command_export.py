@@ -11,6 +11,7 @@ from typing import Any
 
 from ..runtime.engine import usable_cores
 from ..runtime.errors import MissingExtraError
+from ..runtime.options import OptionParser, add_print_options, threads
 from .lora import parse_lora
 
 
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="edgereels export", description="Export a checkpoint's subnetworks to a package of ONNX graphs."
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder in the published layout")
@@ -90,10 +91,8 @@ def _parser() -> argparse.ArgumentParser:
         "--overrides", type=Path, metavar="FILE.json", help="constructor arguments and settings that no layout carries"
     )
     parser.add_argument("--force", action="store_true", help="replace a package that exists")
-    parser.add_argument("--threads", type=_threads, default=usable_cores(), metavar="N", help="default: usable cores")
-    parser.add_argument("--json", action="store_true", help="print the result for machines")
-    parser.add_argument("--progress", action="store_true", help="show progress even where stderr is no terminal")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--threads", type=threads, default=usable_cores(), metavar="N", help="default: usable cores")
+    add_print_options(parser)
     return parser
 
 
@@ -106,12 +105,6 @@ def _lora(text: str) -> tuple[Path, float]:
         return parse_lora(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _threads(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads; expected 1 or more")
-    return int(text)
 
 
 def _progress(asked: bool) -> Any:

@@ -136,6 +136,7 @@ def test_sigterm_exits_0(verbs: None) -> None:
         pytest.param(["verify"], id="no package"),
         pytest.param(["verify", "p", "--device", "abacus"], id="unknown device to verify on"),
         pytest.param(["inspect", "p", "--loudly"], id="unknown option of inspect"),
+        pytest.param(["export", "checkpoint"], id="no package to export to"),
         pytest.param(["render", "--audio", "a.wav", "--out", "b.mp4", "--sing"], id="unknown option"),
         pytest.param(["render", "--audio", "a.wav", "--out", "b.mp4", "--device", "abacus"], id="unknown device"),
         pytest.param(["render", "--audio", "a.wav", "--out", "b.mp4", "--threads", "0"], id="no threads"),

@@ -49,6 +49,7 @@ SHARED = {
     "schedulers",
     "chunks",
     "planner",
+    "options",
 }
 SHARED |= {"schedulers", "chunks", "planner", "audio", "image", "avatar", "text", "engine", "engine_onnxruntime"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
