@@ -89,10 +89,30 @@ def _as_json(package: ModelPackage, *, checked: str) -> dict[str, Any]:
         "graphs": graphs,
         "size_bytes": sum(entry.size_bytes for entry in manifest.files.values()),
         "weights_bytes": _weights_bytes(manifest),
+        "quality": _quality(manifest),
         "file_count": len(manifest.files),
         "checked": checked,
     }
     return whole
+
+
+def _quality(manifest: Manifest) -> dict[str, Any]:
+    """Return what the package records of its own quality: the largest differences from PyTorch, at export."""
+    measured = [entry.parity for entry in manifest.graphs.values() if entry.parity]
+    return {
+        "max_abs": max((found.max_abs for found in measured), default=None),
+        "max_rel": max((found.max_rel for found in measured), default=None),
+        "graphs_measured": len(measured),
+        "graphs": len(manifest.graphs),
+    }
+
+
+def _quality_line(manifest: Manifest) -> str:
+    found = _quality(manifest)
+    if not found["graphs_measured"]:
+        return "not measured"
+    measured = f"{found['graphs_measured']} of {found['graphs']} graphs"
+    return f"{measured} within {found['max_abs']:.1e} (relative {found['max_rel']:.1e}) of PyTorch at export"
 
 
 def _weights_bytes(manifest: Manifest) -> int:
@@ -108,6 +128,7 @@ def _as_text(package: ModelPackage, *, checked: str) -> Iterator[str]:
     weights = _size(_weights_bytes(manifest))
     yield f"  files      {len(manifest.files)}, {_size(size_bytes)}, of which weights {weights}; {digests}"
     yield f"  precision  {manifest.precision} (storage)"
+    yield f"  quality    {_quality_line(manifest)}"
     yield f"  made with  {', '.join(f'{tool} {version}' for tool, version in manifest.made_with.items()) or 'unknown'}"
     yield (
         f"  settings   {settings.fps:g} fps, window {settings.window}, motion {settings.motion}, drop {settings.drop} "

@@ -46,6 +46,11 @@ def test_it_says_how_the_network_is_sampled(text: str) -> None:
     assert line == "settings 25 fps, window 33, motion 5, drop 4 frames, 1 step, shift 11, sound at 16000 Hz"
 
 
+def test_it_says_how_near_to_pytorch_it_is(text: str, whole: dict[str, Any]) -> None:
+    assert line_of(text, "quality") == "quality 3 of 3 graphs within 1.0e-07 (relative 1.0e-07) of PyTorch at export"
+    assert whole["quality"] == {"max_abs": 1e-7, "max_rel": 1e-7, "graphs_measured": 3, "graphs": 3}
+
+
 def test_it_says_whose_face_it_takes(text: str) -> None:
     assert line_of(text, "portraits") == "portraits listed; avatars: anna"
 
