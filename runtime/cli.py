@@ -117,7 +117,7 @@ def _call(verb: EntryPoint, arguments: list[str]) -> int:
 def _line(error: Exception) -> str:
     """Return one line for an error, whatever its text holds."""
     if isinstance(error, MemoryError):
-        return f"not enough memory ({error or 'no more to be had'}): ask for a smaller size or window"
+        return f"not enough memory ({str(error) or 'no more to be had'}): ask for a smaller size or window"
     return " ".join(str(error).split())
 
 

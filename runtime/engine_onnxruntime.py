@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime on CPUs and on CUDA."""
 
+import ctypes
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +26,19 @@ def _import_onnxruntime(extra: str) -> ModuleType:
 
 
 def cuda_is_offered() -> bool:
-    """Tell whether the installed ONNX Runtime was built for CUDA."""
-    return "CUDAExecutionProvider" in _import_onnxruntime("cpu").get_available_providers()
+    """Tell whether the installed ONNX Runtime was built for CUDA, and there is a card."""
+    return "CUDAExecutionProvider" in _import_onnxruntime("cpu").get_available_providers() and _card_count() > 0
+
+
+def _card_count() -> int:
+    """Return how many cards NVIDIA's driver finds; 0 where there is no driver."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    is_well = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if is_well else 0
 
 
 def _run_interruptibly(session: Any, *, outputs: list[str], feeds: dict[str, Array]) -> list[Array]:

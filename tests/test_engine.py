@@ -13,6 +13,7 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper
 
+from edgereels.runtime import engine_onnxruntime
 from edgereels.runtime.engine import Device, Engine, open_engine, parse_device
 from edgereels.runtime.errors import EngineError
 
@@ -72,6 +73,16 @@ def test_openvino_is_an_error_until_its_engine_is_here(doubling: Path) -> None:
 )
 def test_devices_are_read(text: str, device: Device) -> None:
     assert parse_device(text) == device
+
+
+@pytest.mark.parametrize(("cards", "kind"), [(0, "cpu"), (1, "cuda")])
+def test_auto_takes_a_card_only_where_there_is_one(cards: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ONNX Runtime built for CUDA says that it offers CUDA on machines without a card, too."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(engine_onnxruntime, "_card_count", lambda: cards)
+    assert parse_device("auto").kind == kind
 
 
 @pytest.mark.parametrize("text", ["gpu", "cuda:x", "openvino", "cpu:1", ""])
