@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..runtime.avatar import Avatar, write_avatar
+from ..runtime.engine import open_engine
 from ..runtime.errors import CheckpointError
 from ..runtime.image import PUBLISHED_SIZES, load_portrait
 from ..runtime.model_package import ModelPackage
 from ..runtime.package_writer import PackageWriter
 from ..runtime.schedulers import euler_timesteps
 from ..runtime.tables import sinusoid
+from ..runtime.text import tokenize
 from . import published
 from .checkpoint import Checkpoint, open_checkpoint, source_records
 from .dit import Dit
@@ -31,6 +34,7 @@ from .subnetworks import AvatarModel, Subnetwork, plan
 from .to_onnx import parameter_names
 
 Progress = Callable[[str], None]
+Array = npt.NDArray[Any]
 
 _TABLES = "tables.safetensors"
 _TOKENIZER = "tokenizer.json"
@@ -98,6 +102,8 @@ def export_checkpoint(request: Request, *, progress: Progress = lambda _: None) 
         model = plan(checkpoint, overrides)
         chosen = _chosen(model, request.only)
         licences = _licences(request, overrides, chosen)
+        names = {subnetwork.name for subnetwork in chosen}
+        prompts = _own_prompts(checkpoint) if {"text_encoder", "dit"} <= names else {}
         progress("digests of the checkpoint")
         sources = _sources(chosen, folder=checkpoint.folder)
         options = Options(request.precision, request.threads)
@@ -106,7 +112,7 @@ def export_checkpoint(request: Request, *, progress: Progress = lambda _: None) 
             key = _key(subnetwork.name, sources=sources, request=request, overrides=overrides, checkpoint=checkpoint)
             for part in parts.write(subnetwork, key=key):
                 progress(part)
-        names = {subnetwork.name for subnetwork in chosen}
+        texts = _embedded(prompts, writer=writer, threads=request.threads)
         fields = {
             "name": overrides.name or request.package.name.removesuffix(".edgereels"),
             "task": checkpoint.task,
@@ -120,7 +126,7 @@ def export_checkpoint(request: Request, *, progress: Progress = lambda _: None) 
             "audio": _audio(checkpoint, model) if "audio_encoder" in names else None,
             "dit": _dit(model) if "dit" in names else None,
             "text": _add_text(writer, checkpoint) if "text_encoder" in names else None,
-            "tables": _add_tables(writer, chosen, overrides) if "dit" in names else None,
+            "tables": _add_tables(writer, chosen, overrides, texts=texts) if "dit" in names else None,
             "golden": parts.golden,
         }
         for name, file in {(path.name, path) for _, path in licences.values() if path}:
@@ -241,8 +247,33 @@ def _add_text(writer: PackageWriter, checkpoint: Checkpoint) -> dict[str, Any] |
     }
 
 
-def _add_tables(writer: PackageWriter, chosen: Sequence[Subnetwork], overrides: Overrides) -> str:
-    """Write the modulations of the package's own timesteps, from the time MLP in float64."""
+def _own_prompts(checkpoint: Checkpoint) -> dict[str, Array]:
+    """Return the token ids of the prompts that every render needs, by the names of their embeddings.
+
+    Before any work, so that a tokenizer that can't be read, or a library that is not installed, is found at once.
+    """
+    assert checkpoint.tokenizer is not None  # open_checkpoint refuses a text encoder without one
+    prompts = {"text_connection": published.CONNECTION_PROMPT, "text_negative": published.NEGATIVE_PROMPT}
+    ids = tokenize(list(prompts.values()), tokenizer=checkpoint.tokenizer, length=published.TEXT_LENGTH)
+    return dict(zip(prompts, ids, strict=True))
+
+
+def _embedded(prompts: Mapping[str, Array], *, writer: PackageWriter, threads: int) -> dict[str, Array]:
+    """Return the embeddings of prompts, [tokens, width] each, so that only a user's own prompt needs the encoder."""
+    if not prompts:
+        return {}
+    engine = open_engine(writer.folder / "text_encoder.onnx", device="cpu", threads=threads, compute="f32")
+    try:
+        feeds = {name: {"ids": ids[None], "mask": np.ones_like(ids)[None]} for name, ids in prompts.items()}
+        return {name: engine.run(feed)["hidden"] for name, feed in feeds.items()}
+    finally:
+        engine.close()
+
+
+def _add_tables(
+    writer: PackageWriter, chosen: Sequence[Subnetwork], overrides: Overrides, *, texts: Mapping[str, Array]
+) -> str:
+    """Write the modulations of the package's own timesteps, from the time MLP in float64, and its own texts."""
     from safetensors.numpy import save
 
     built = next(subnetwork for subnetwork in chosen if subnetwork.name == "dit").build()
@@ -254,7 +285,7 @@ def _add_tables(writer: PackageWriter, chosen: Sequence[Subnetwork], overrides: 
         precise = copy.deepcopy(time).double()
         waves = torch.from_numpy(sinusoid(timesteps, freq_dim=built.model.config.freq_dim)).double()
         head_modulation, modulation = (output.float().numpy() for output in precise(waves))
-    tables = {"timesteps": timesteps, "modulation": modulation, "head_modulation": head_modulation}
+    tables = {"timesteps": timesteps, "modulation": modulation, "head_modulation": head_modulation, **texts}
     writer.add_file(_TABLES, save({name: np.ascontiguousarray(table) for name, table in tables.items()}))
     return _TABLES
 

@@ -302,6 +302,8 @@ def test_the_tiny_checkpoint_becomes_a_package(a2v: Path, capsys: pytest.Capture
         "timesteps": (4,),
         "modulation": (4, 6, 64),
         "head_modulation": (4, 64),
+        "text_connection": (tables["text_connection"].shape[0], 4096),
+        "text_negative": (tables["text_negative"].shape[0], 4096),
     }
     with pytest.raises(CheckpointError, match="--task"):
         export_checkpoint(Request(a2v, a2v.parent / "q", task="video-extension"))

@@ -31,6 +31,7 @@ from edgereels.export.parity import compare
 from edgereels.export.to_onnx import TracedGraph, UnsuitableGraphError, parameter_names, trace
 from edgereels.runtime.engine import open_engine
 from edgereels.runtime.errors import CheckpointError, VerificationError
+from edgereels.runtime.golden import F32, load_golden
 
 WIDTH = 72
 Values = dict[str, npt.NDArray[np.float32]]
@@ -331,6 +332,28 @@ def test_a_graph_with_other_weights_is_not_its_module(traced: TracedGraph, tmp_p
     altered = own | {"linear.weight": own["linear.weight"] * np.float32(1.001)}
     with pytest.raises(VerificationError, match="tokens_out"):
         compare(spec, run=graph(altered), module=lambda inputs: block(*inputs), precision="fp32")
+
+
+@pytest.mark.parametrize(("precision", "strict"), [("fp32", True), ("fp16", False)])
+def test_golden_vectors_allow_what_storage_costs_and_no_more(
+    traced: TracedGraph, tmp_path: Path, precision: str, strict: bool
+) -> None:
+    block = Block()
+    own = {name: parameter.detach().numpy() for name, parameter in block.named_parameters()}
+    path = write(traced, own, tmp_path, precision=precision)
+    found = compare(
+        spec_of(block), run=lambda feeds: run(path, feeds), module=lambda inputs: block(*inputs), precision=precision
+    )
+    (tmp_path / "golden").write_bytes(found.golden)
+    assert (load_golden(tmp_path / "golden").tolerance.rel_l2 == F32.rel_l2) == strict
+    rounded = {name: value.astype(np.float16).astype(np.float32) for name, value in own.items()}
+    block.load_state_dict({name: torch.from_numpy(value) for name, value in rounded.items()})
+    path = write(traced, rounded, tmp_path, precision=precision)
+    exact = compare(
+        spec_of(block), run=lambda feeds: run(path, feeds), module=lambda inputs: block(*inputs), precision=precision
+    )
+    (tmp_path / "golden").write_bytes(exact.golden)
+    assert load_golden(tmp_path / "golden").tolerance.rel_l2 == F32.rel_l2
 
 
 def test_a_module_that_gives_nan_is_an_error(traced: TracedGraph) -> None:
