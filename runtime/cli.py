@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 an error of our own, a missed gate, a mismatch; 2 wrong us
 nothing behind; 0 after SIGTERM, which leaves what was rendered so far as shorter, whole files.
 """
 
+import io
 import logging
 import os
 import signal
@@ -48,6 +49,9 @@ class _HeldWarnings(logging.Handler):
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal can't show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbs = {entry.name: entry for entry in entry_points(group=COMMAND_GROUP)}
     if not arguments or arguments[0] in ("-h", "--help"):

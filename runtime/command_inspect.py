@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checked = "size" if arguments.quick else "full"
     package = ModelPackage.open(arguments.package, verify=checked)
     if arguments.json:
-        sys.stdout.write(json.dumps(_as_json(package, checked=checked), indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(_as_json(package, checked=checked), indent=1) + "\n")
     else:
         print("\n".join(_as_text(package, checked=checked)))
     return 0

@@ -2,6 +2,7 @@
 """Where frames, sound and events go: an mp4 file, an array file, lines. Each writes aside and renames when whole."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -158,6 +159,8 @@ class ArraySink(FileSink):
         with writing(self.path), self._file:
             self._file.seek(0)
             self._write_header()
+            # a signal may have come in the middle of the last write
+            self._file.truncate(self._file.tell() + self.written * math.prod(self._frame_shape))
 
 
 class BytesSink(FileSink):

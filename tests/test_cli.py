@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -156,3 +157,13 @@ def test_the_command_starts_without_heavy_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_name_that_the_terminal_can_not_show_is_escaped(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgereels.runtime.cli", "inspect", "päckchen"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert done.returncode == 1
+    assert "p\\xe4ckchen does not exist" in done.stderr
+    assert done.stderr.count("\n") == 1
