@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     ) as session:
         report = session.render(
             audio=DEMO_SPEECH,
-            out=arguments.out,
+            out=arguments.out.absolute(),
             avatar=arguments.avatar,
             on_progress=progress_line if arguments.progress or sys.stderr.isatty() else None,
         )

@@ -91,7 +91,8 @@ def _render(arguments: argparse.Namespace) -> RenderReport:
 
 def progress_line(done: int, total: int) -> None:
     """Rewrite one line on stderr: how many frames of how many are written."""
-    print(f"\r{done}/{total} frames", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    # back to the line's start at once, so that an error does not begin in its middle
+    print(f"{done}/{total} frames", end="\n" if done == total else "\r", file=sys.stderr, flush=True)
 
 
 def describe(report: RenderReport) -> str:

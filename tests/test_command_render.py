@@ -235,6 +235,19 @@ def test_what_a_killed_run_left_is_swept(package: Path, folder: Path) -> None:
     assert names() == {"s.wav", "v.mp4", "f.npy"}
 
 
+@pytest.mark.slow
+def test_sound_beyond_200_s_is_encoded_in_segments_and_not_cut(package: Path, folder: Path) -> None:
+    """Just over: 60 s are kept of each segment, 21.2 s of the last. What is kept does not depend on where cuts lie."""
+    write_wav(folder / "long.wav", seconds=201.2)
+    options = ["--window", "33", "--trace", "t.jsonl"]
+    frames = render(package, *options, audio="long.wav")
+    assert len(frames) == 5030
+    events = [json.loads(line) for line in (folder / "t.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sum(event["event"] == "audio_encode" for event in events) == 4
+    means = frames.reshape(5030, -1).mean(axis=1)
+    assert np.ptp(means[2000:4900]) > 5  # the sound still shows where later segments are heard
+
+
 def test_the_trace_tells_what_was_asked_and_got_and_repeats_the_figures(package: Path, folder: Path) -> None:
     render(package, "--trace", "t.jsonl", "--out", "v.mp4")
     events = [json.loads(line) for line in (folder / "t.jsonl").read_text(encoding="utf-8").splitlines()]
