@@ -235,7 +235,6 @@ def test_what_a_killed_run_left_is_swept(package: Path, folder: Path) -> None:
     assert names() == {"s.wav", "v.mp4", "f.npy"}
 
 
-@pytest.mark.slow
 def test_sound_beyond_200_s_is_encoded_in_segments_and_not_cut(package: Path, folder: Path) -> None:
     """Just over: 60 s are kept of each segment, 21.2 s of the last. What is kept does not depend on where cuts lie."""
     write_wav(folder / "long.wav", seconds=201.2)
