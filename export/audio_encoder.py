@@ -122,11 +122,12 @@ class ConvLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, normalise, GELU."""
         x = self.conv(x)
-        if isinstance(self.layer_norm, nn.LayerNorm):
-            x = self.layer_norm(x.transpose(1, 2)).transpose(1, 2)
-        elif self.layer_norm is not None:
-            x = self.layer_norm(x)
-        return F.gelu(x)
+        norm = self.layer_norm
+        if norm is None:
+            return F.gelu(x)
+        if isinstance(norm, nn.LayerNorm):
+            return F.gelu(norm(x.transpose(1, 2)).transpose(1, 2))
+        return F.gelu(norm(x))
 
 
 class FeatureExtractor(nn.Module):
