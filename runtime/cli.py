@@ -9,13 +9,16 @@ import io
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from types import FrameType
 
 from . import __version__
+from .engine import end_runs
 from .errors import EdgereelsError, MissingExtraError, Stopped, UsageError
 from .options import wrong_usage
 
@@ -74,18 +77,46 @@ def _run(verb: EntryPoint, arguments: list[str]) -> int:
     held = _HeldWarnings()
     logger = logging.getLogger("edgereels")
     logger.addHandler(held)
-    in_main_thread = threading.current_thread() is threading.main_thread()  # others may not set signal handlers
-    previous = signal.signal(signal.SIGTERM, _stop) if in_main_thread else None
     try:
-        code = _call(verb, arguments)
+        with _signals_answered():
+            code = _call(verb, arguments)
     finally:
         logger.removeHandler(held)
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, previous)
     if code == 0:
         for line in held.lines:
             print(f"edgereels {verb.name}: warning: {line}", file=sys.stderr)
     return code
+
+
+@contextmanager
+def _signals_answered() -> Iterator[None]:
+    """Let SIGTERM unwind as Ctrl-C does, and both of them end a graph that is running.
+
+    Python calls signal handlers on the main thread, and not before a native call returns, which can take minutes. The
+    number of a signal is written into a socket at once, though; a thread waits there and ends the run.
+    """
+    if threading.current_thread() is not threading.main_thread():  # others may not set signal handlers
+        yield
+        return
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    previous = signal.signal(signal.SIGTERM, _stop), signal.set_wakeup_fd(far.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_end_runs_on_signals, args=(near,), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous[1])
+        signal.signal(signal.SIGTERM, previous[0])
+        far.close()
+        watcher.join()
+        near.close()
+
+
+def _end_runs_on_signals(near: socket.socket) -> None:
+    while numbers := near.recv(16):
+        if {signal.SIGINT, signal.SIGTERM} & set(numbers):
+            end_runs()
 
 
 def _call(verb: EntryPoint, arguments: list[str]) -> int:

@@ -7,7 +7,8 @@ raises `EngineError`.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,6 +93,25 @@ def usable_cores() -> int:
     """Return how many cores this process may use."""
     affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)  # absent on Windows and macOS
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+_ends_of_runs: list[Callable[[], None]] = []
+
+
+@contextmanager
+def endable(end: Callable[[], None]) -> Generator[None]:
+    """Let `end_runs` end the body, a run inside a native library, by calling `end` from another thread."""
+    _ends_of_runs.append(end)
+    try:
+        yield
+    finally:
+        _ends_of_runs.remove(end)
+
+
+def end_runs() -> None:
+    """End every run in progress, on whatever thread it is; it raises `EngineError` there."""
+    for end in _ends_of_runs.copy():
+        end()
 
 
 def open_engine(graph: Path, *, device: str = "cpu", threads: int | None = None, compute: str = "auto") -> Engine:

@@ -4,15 +4,14 @@
 import ctypes
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .engine import Array, Device
+from .engine import Array, Device, endable
 from .errors import EngineError, MissingExtraError
 
-_SIGNAL_POLL_S = 0.2  # on Windows, Ctrl-C does not end a wait
 # Every session has as many threads as all may use together, so one graph runs at a time, whoever asks.
 _one_at_a_time = threading.Lock()
 
@@ -41,43 +40,6 @@ def _card_count() -> int:
     return count.value if is_well else 0
 
 
-def _run_interruptibly(session: Any, *, outputs: list[str], feeds: dict[str, Array]) -> list[Array]:
-    """Run a graph; on the main thread, so that Ctrl-C and SIGTERM are answered while it runs and end it.
-
-    Python handles signals on the main thread only, and not before a native call returns, which can take minutes.
-    """
-    import onnxruntime
-
-    if threading.current_thread() is not threading.main_thread():
-        return session.run(outputs, feeds)
-    options = onnxruntime.RunOptions()
-    results: list[list[Array]] = []
-    failures: list[Exception] = []
-    done = threading.Event()
-
-    def work() -> None:
-        try:
-            results.append(session.run(outputs, feeds, options))
-        except Exception as error:  # ONNX Runtime's exceptions have no root of their own
-            failures.append(error)
-        finally:
-            done.set()
-
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
-    try:
-        while not done.wait(_SIGNAL_POLL_S):
-            pass
-    except BaseException:
-        options.terminate = True
-        worker.join()
-        raise
-    worker.join()
-    if failures:
-        raise failures[0]
-    return results[0]
-
-
 class OnnxRuntimeEngine:
     """One graph in one `InferenceSession`."""
 
@@ -88,6 +50,7 @@ class OnnxRuntimeEngine:
                 f"{compute} arithmetic was asked for; ONNX Runtime computes this package in f32: "
                 "use --compute f32 or auto"
             )
+        self._new_run_options: Callable[[], Any] = onnxruntime.RunOptions
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors come back as exceptions; warnings would be printed over progress
         # Graphs run one after the other, so `threads` bounds them all together. Idle threads must sleep for that: eight
@@ -147,9 +110,10 @@ class OnnxRuntimeEngine:
             wanted = {name: feeds[name] for name in self._inputs}
         except KeyError as error:
             raise EngineError(f"the graph's input {error} was not given; got {', '.join(feeds)}") from error
+        options = self._new_run_options()
         try:
-            with _one_at_a_time:
-                values = _run_interruptibly(self._session, outputs=list(self._outputs), feeds=wanted)
+            with _one_at_a_time, endable(lambda: setattr(options, "terminate", True)):
+                values = self._session.run(list(self._outputs), wanted, options)
         except Exception as error:  # as above: no common root
             raise EngineError(f"ONNX Runtime failed while running: {str(error).strip().splitlines()[0]}") from error
         return dict(zip(self._outputs, values, strict=True))

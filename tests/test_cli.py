@@ -7,13 +7,20 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 from edgereels.runtime import cli
+from edgereels.runtime.engine import open_engine
 from edgereels.runtime.errors import EdgereelsError
+
+from .test_engine import ENDLESS
 
 VERBS = {"export", "inspect", "verify", "avatar", "render", "demo"}
 
@@ -104,6 +111,29 @@ def test_debug_shows_the_traceback(verbs: None) -> None:
 def test_other_errors_keep_their_traceback(verbs: None) -> None:
     with pytest.raises(ZeroDivisionError):
         cli.main(["break"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent to a process by number")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)], ids=["ctrl-c", "sigterm"])
+def test_a_signal_ends_a_graph_that_would_run_for_hours(
+    number: int, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    onnx.save(onnx.parser.parse_model(ENDLESS), tmp_path / "g.onnx")
+    engine = open_engine(tmp_path / "g.onnx", threads=1)
+
+    def runs(_arguments: list[str]) -> int:
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
+        timer.start()
+        engine.run({"x": np.ones(8, np.float32)})
+        return 5
+
+    monkeypatch.setattr(cli, "entry_points", lambda group: [EntryPoint("run", "a:b", group)])
+    monkeypatch.setattr(cli, "_load", lambda verb: runs)
+    before, began_s = threading.active_count(), time.monotonic()
+    assert cli.main(["run"]) == code
+    assert time.monotonic() - began_s < 3
+    assert threading.active_count() <= before + 1  # the timer may not be gone yet
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_ctrl_c_exits_130(verbs: None) -> None:
