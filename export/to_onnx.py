@@ -8,8 +8,8 @@ is how one trace of a DiT block serves all blocks.
 
 onnxsim is not run. Measured on seven graphs of the tiny checkpoint (onnxsim 0.8.1, ONNX Runtime 1.32, one thread): it
 takes 0 to 13 % of the nodes, ONNX Runtime takes the same ones when it opens a graph (0 to 4 % then tell the two apart),
-outputs agree to 5e-6 and run times to 4 %, which is their noise. And it wants weights inside the graph. tests/test_onnxsim.py
-measures it again.
+outputs agree to 5e-6 and run times to 4 %, which is their noise. And it wants weights inside the graph.
+tests/test_onnxsim.py measures it again.
 """
 
 import contextlib
