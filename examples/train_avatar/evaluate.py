@@ -17,6 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+
+from edgereels.export.vae import VideoVae
 
 from .dataset import HELD_OUT_SEED, draw_clip
 from .jaw_reader import JawReader
@@ -88,7 +91,7 @@ def render_clips(package: str, *, count: int, duration_s: float, threads: int) -
         for index in range(count):
             speech = random_speech(espeak, seed=FIRST_SEED + index, duration_s=duration_s, held_out=True)
             performance = perform(speech)
-            frames = _render(speech.waveform, package, Path(folder), threads=threads)
+            frames = render(speech.waveform, package, folder=Path(folder), threads=threads)
             rendered = reader.opening(frames)
             length = min(len(rendered), len(performance.opening))
             truth = performance.opening[:length].astype(np.float64)
@@ -98,7 +101,8 @@ def render_clips(package: str, *, count: int, duration_s: float, threads: int) -
     return clips
 
 
-def _render(waveform: npt.NDArray[np.float32], package: str, folder: Path, *, threads: int) -> npt.NDArray[np.float32]:
+def render(waveform: npt.NDArray[np.float32], package: str, *, folder: Path, threads: int) -> npt.NDArray[np.float32]:
+    """Run `edgereels render` on 16 kHz sound; return frames (count, h, w, 3) in [-1, 1]. `folder` is for its files."""
     import soundfile
 
     sound, output = folder / "speech.wav", folder / "frames.npy"
@@ -127,14 +131,7 @@ def _between_keys(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def autoencoder_figures(checkpoint: Path, *, count: int = 6) -> dict[str, float]:
     """Return the autoencoder's PSNR on drawn held-out clips: whole frame and mouth box."""
-    import torch
-    from safetensors.torch import load_file
-
-    from edgereels.export.vae import VideoVae
-
-    vae = VideoVae(CONFIG)
-    stored = load_file(str(checkpoint / "Wan2.1_VAE.safetensors"))
-    vae.load_state_dict({key: value.float() for key, value in stored.items()})
+    vae = stored_vae(checkpoint)
     espeak = Espeak()
     whole, mouth = [], []
     top, left, bottom, right = MOUTH_BOX
@@ -143,12 +140,27 @@ def autoencoder_figures(checkpoint: Path, *, count: int = 6) -> dict[str, float]
         performance = perform(speech)
         drift = slow_drift(np.random.default_rng(index), len(performance.drives))
         truth = draw_clip(poses(performance, drift))[30:63].astype(np.float32) / 127.5 - 1
-        clip = torch.from_numpy(truth).permute(3, 0, 1, 2)[None]
-        with torch.no_grad():
-            ours = vae.decode(vae.encode(clip)).clamp(-1, 1)[0].permute(1, 2, 3, 0).numpy()
+        ours = through(vae, truth)
         whole.append(peak_ratio(ours, truth))
         mouth.append(peak_ratio(ours[:, top:bottom, left:right], truth[:, top:bottom, left:right]))
     return {"whole_db": round(float(np.mean(whole)), 2), "mouth_db": round(float(np.mean(mouth)), 2)}
+
+
+def stored_vae(checkpoint: Path) -> VideoVae:
+    """Return the autoencoder of a checkpoint folder."""
+    from safetensors.torch import load_file
+
+    vae = VideoVae(CONFIG)
+    stored = load_file(str(checkpoint / "Wan2.1_VAE.safetensors"))
+    vae.load_state_dict({key: value.float() for key, value in stored.items()})
+    return vae
+
+
+def through(vae: VideoVae, frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return frames (4n + 1, h, w, 3) after encoding and decoding."""
+    clip = torch.from_numpy(frames).permute(3, 0, 1, 2)[None]
+    with torch.no_grad():
+        return vae.decode(vae.encode(clip)).clamp(-1, 1)[0].permute(1, 2, 3, 0).numpy()
 
 
 def summarise(clips: list[Clip]) -> dict[str, Any]:
