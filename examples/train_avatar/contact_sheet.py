@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         captions = (
             f"drawn truth; {speech.voice} (held out), every {chosen.every}. frame from {first}",
             f"autoencoder: {peak_ratio(coded, truth[: len(coded)]):.1f} dB",
-            f"edgereels render: mouth correlation {follows:.3f} over {len(rendered) / FPS:.0f} s; the slow drift is its own",
+            f"edgereels render: mouth correlation {follows:.3f} over {len(rendered) / FPS:.0f} s; drifts on its own",
         )
         for frames, caption in zip((truth, coded, rendered), captions, strict=True):
             print(caption, flush=True)
