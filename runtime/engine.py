@@ -95,6 +95,11 @@ def usable_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def bounded_threads(asked: int | None) -> int:
+    """Return how many threads to use: as many as asked for, but no more than there are cores for them."""
+    return min(asked or usable_cores(), usable_cores())
+
+
 _ends_of_runs: list[Callable[[], None]] = []
 
 
@@ -120,7 +125,8 @@ def open_engine(graph: Path, *, device: str = "cpu", threads: int | None = None,
     Args:
         graph: the .onnx file; its weights lie beside it.
         device: see `parse_device`.
-        threads: at most this many for all engines of the process together; default: the cores this process may use.
+        threads: at most this many for all engines of the process together, and at most the cores this process may use,
+            which are the default.
         compute: arithmetic precision, one of `COMPUTE_CHOICES`; "auto" takes what the device does best.
 
     Raises:
@@ -139,4 +145,4 @@ def open_engine(graph: Path, *, device: str = "cpu", threads: int | None = None,
         )
     from .engine_onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(graph, device=asked, threads=threads or usable_cores(), compute=compute)
+    return OnnxRuntimeEngine(graph, device=asked, threads=bounded_threads(threads), compute=compute)

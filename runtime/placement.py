@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from .engine import Engine, open_engine, usable_cores
+from .engine import Engine, bounded_threads, open_engine
 from .model_package import ModelPackage
 from .timing import Trace
 
@@ -45,8 +45,8 @@ class Placement(Mapping[str, Engine]):
 
     @property
     def threads(self) -> int:
-        """How many threads all engines together may use."""
-        return self._asked.threads or usable_cores()
+        """How many threads all engines together use at most."""
+        return bounded_threads(self._asked.threads)
 
     def record_to(self, trace: Trace) -> None:
         """Record in a trace from now on what is opened; what is open already is recorded at once."""

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgereels.runtime import engine_onnxruntime
-from edgereels.runtime.engine import Device, Engine, end_runs, open_engine, parse_device
+from edgereels.runtime.engine import Device, Engine, bounded_threads, end_runs, open_engine, parse_device, usable_cores
 from edgereels.runtime.errors import EngineError
 
 
@@ -100,6 +100,15 @@ def test_threads_bound_the_work_of_all_graphs_together(doubling: Path) -> None:
         engine.run(big)
     wall_s, processor_s = time.perf_counter() - wall_s, time.process_time() - processor_s
     assert processor_s < 1.2 * wall_s
+
+
+def test_no_more_threads_are_made_than_there_are_cores(doubling: Path) -> None:
+    """A hundred thousand threads for each graph would end the process."""
+    assert bounded_threads(100_000) == usable_cores()
+    assert bounded_threads(1) == 1
+    before = threading.active_count()
+    open_engine(doubling, threads=100_000).run({"x": np.ones(3, np.float32)})
+    assert threading.active_count() == before
 
 
 def test_the_host_program_keeps_its_own_sessions(doubling: Path) -> None:
