@@ -29,8 +29,10 @@ from .errors import (
     VerificationError,
 )
 from .model_package import ModelPackage
-from .session import AvatarSession, RenderReport, StreamSettings
+from .report import RenderReport
+from .session import AvatarSession
 from .sinks import ArraySink, Mp4Sink
+from .stream_settings import StreamSettings
 from .timing import Trace
 
 __all__ = [

@@ -21,6 +21,7 @@ from .sound_file import Sound, open_sound
 __all__ = [
     "SAMPLE_RATE",
     "SpeechSegment",
+    "check_speech",
     "encode_segments",
     "encoder_input",
     "encoder_length",
@@ -83,6 +84,23 @@ def load_speech(path: Path | str) -> Samples:
     samples = np.frombuffer(collected, dtype=np.float32)
     wanted = math.ceil(frames * (SAMPLE_RATE / sound.sample_rate))  # librosa 0.11: resampled sound is cut or padded
     return samples[:wanted] if len(samples) >= wanted else np.pad(samples, (0, wanted - len(samples)))
+
+
+def check_speech(samples: Samples) -> Samples:
+    """Return samples that a program hands over as float32, shape (samples,).
+
+    Raises:
+        MediaError: they are not mono floating-point numbers, hold NaN or Inf, or last less than 0.4 s.
+    """
+    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+        raise MediaError(
+            f"the sound is {samples.dtype} of shape {samples.shape}; expected mono floating-point samples (n,), 16 kHz"
+        )
+    if not np.isfinite(samples).all():
+        raise MediaError("the sound holds NaN or Inf; expected numbers in [-1, 1]")
+    if len(samples) < SHORTEST_S * SAMPLE_RATE:
+        raise MediaError(f"the sound lasts {len(samples) / SAMPLE_RATE:.3f} s; expected at least {SHORTEST_S} s")
+    return samples.astype(np.float32, copy=False)
 
 
 def _collect(sound: Sound, *, path: Path) -> tuple[bytearray, int]:

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from .options import OptionParser, add_run_options, size
-from .session import AvatarSession, RenderReport
+from .report import RenderReport
+from .session import AvatarSession
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,33 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public front: open a package, stream or render an avatar, prepare avatars."""
 
-import dataclasses
-import platform
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from .audio import SAMPLE_RATE, SHORTEST_S, load_speech, video_frame_count
+from .audio import SAMPLE_RATE, check_speech, load_speech, video_frame_count
 from .avatar import Avatar, write_avatar
 from .chunks import VideoChunk
-from .engine import COMPUTE_CHOICES, parse_device, usable_cores
-from .errors import EdgereelsError, MediaError, PackageError, UsageError
+from .engine import COMPUTE_CHOICES, parse_device
+from .errors import EdgereelsError, PackageError, UsageError
 from .loudness import normalise_loudness
 from .model_package import ModelPackage
 from .placement import Asked, Placement
-from .planner import check_settings, plan
+from .planner import Plan, check_settings, plan
 from .prepare import Preparation, find_avatar
-from .sampler import Draws, Guidance, RecordedDraws, SeededDraws, draw_shapes
-from .schedulers import euler_timesteps
+from .report import RenderReport, processor_name
+from .sampler import Draws, RecordedDraws, SeededDraws, draw_shapes
 from .sinks import ArraySink, LinesSink, Mp4Sink, Sink, check_target, import_av
 from .stream import LATENT_CHANNELS, VAE_STRIDE, Stream
+from .stream_settings import StreamSettings, as_usage, check_size
 from .tables import RopeGrid, rope_tables
 from .timing import Trace
 
@@ -42,83 +41,6 @@ WARM_GRAPHS = (
 
 Samples = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
-Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class RenderReport:
-    """What a render made, and how fast on which machine."""
-
-    files: tuple[Path, ...]
-    """What was written."""
-    frame_count: int
-    """Frames of video."""
-    height: int
-    """Pixels."""
-    width: int
-    """Pixels."""
-    fps: float
-    """Frames per second."""
-    wall_s: float
-    """From the first denoising step to the last frame written."""
-    device: str
-    """What was asked for."""
-    provider: str
-    """What ran the transformer."""
-    precision: str
-    """What it computed in."""
-    threads: int
-    """At most this many for all engines together."""
-    machine: str
-    """Processor, as the system names it."""
-    package_digest: str
-    """Which package."""
-
-    @property
-    def media_s(self) -> float:
-        """Seconds of video."""
-        return self.frame_count / self.fps
-
-    @property
-    def real_time_factor(self) -> float:
-        """Wall time over media time; below 1 is faster than real time."""
-        return self.wall_s / self.media_s
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain values."""
-        fields = dataclasses.asdict(self) | {"files": [str(path) for path in self.files]}
-        return fields | {"media_s": self.media_s, "real_time_factor": self.real_time_factor}
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """How to sample one stream; what is None is the package's own."""
-
-    size: tuple[int, int] | None = None
-    """(height, width), multiples of 16."""
-    window: int | None = None
-    """Frames denoised together, 4n+1."""
-    motion: int | None = None
-    """Frames handed from one window to the next, 4n+1."""
-    drop: int | None = None
-    """Frames thrown away at a window's end, 4n."""
-    steps: int | None = None
-    """Denoising steps."""
-    shift: float | None = None
-    """Shift of the timesteps."""
-    guidance_text: float = 1.0
-    """Scale against the negative prompt, at least 1."""
-    guidance_audio: float = 1.0
-    """Scale against silence, at least 1."""
-
-    def __post_init__(self) -> None:
-        _check_size(self.size)
-
-
-def _check_size(size: tuple[int, int] | None) -> None:
-    """Raise `UsageError` for a size that the networks don't take."""
-    if size is not None and any(side < 16 or side % 16 for side in size):
-        raise UsageError(f"size is {size[0]}x{size[1]}; expected multiples of 16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +94,7 @@ class AvatarSession:
             EngineError: the device or the precision is not to be had.
             UsageError: an argument that makes no sense.
         """
-        with _usage():
+        with as_usage():
             parse_device(device)
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}; expected at least 1")
@@ -332,9 +254,9 @@ class AvatarSession:
         own = self.package.manifest.settings
         if window is None:
             window = own.window
-        with _usage():
+        with as_usage():
             check_settings(window=window, motion=1, drop=0)
-        _check_size(size)
+        check_size(size)
         self.package.require("vae_encoder", "dit")
         face = find_avatar(self.package, image=image)
         preparation = Preparation(self.package, self._placement, face, size=size, trace=Trace(keep=False))
@@ -369,35 +291,26 @@ class AvatarSession:
         wanted = StreamSettings(**settings)
         if avatar is not None and image is not None:
             raise UsageError("an avatar and a picture were given; expected one of them")
-        if seed is not None and noise is not None:
-            raise UsageError("a seed and recorded draws were given; expected one of them")
         own = self.package.manifest.settings
-        window, motion = _given(wanted.window, own.window), _given(wanted.motion, own.motion)
-        drop = _given(wanted.drop, own.drop)
-        with _usage():
-            guidance = Guidance(text=wanted.guidance_text, audio=wanted.guidance_audio)
-            timesteps = euler_timesteps(_given(wanted.steps, own.steps), shift=_given(wanted.shift, own.shift))
-            check_settings(window=window, motion=motion, drop=drop)
-            draws: Draws = SeededDraws(_given(seed, DEFAULT_SEED))
+        sampling = wanted.resolved(own)
+        draws = _seeded(seed, noise)
         self.package.require("audio_encoder", "vae_encoder", "vae_decoder", "dit", "finish")
-        sound = normalise_loudness(_checked_samples(audio) if isinstance(audio, np.ndarray) else load_speech(audio))
-        made = plan(video_frame_count(len(sound), fps=own.fps), window=window, motion=motion, drop=drop)
+        sound = normalise_loudness(check_speech(audio) if isinstance(audio, np.ndarray) else load_speech(audio))
+        made = plan(
+            video_frame_count(len(sound), fps=own.fps),
+            window=sampling.window,
+            motion=sampling.motion,
+            drop=sampling.drop,
+        )
         face = find_avatar(self.package, avatar=avatar, image=image)
         self._placement.record_to(trace)
         preparation = Preparation(self.package, self._placement, face, size=wanted.size, trace=trace)
         height, width = preparation.size
         latent = (LATENT_CHANNELS, made.key_pass.latent_frames, height // VAE_STRIDE, width // VAE_STRIDE)
         if noise is not None:
-            motion_latents = [window.motion_latents for window in made.passes]
-            shapes = draw_shapes(
-                [count > 0 for count in motion_latents],
-                latent=latent,
-                motion_latents=max(motion_latents),
-                steps=len(timesteps) - 1,
-            )
-            draws = RecordedDraws(Path(noise), shapes=shapes)
+            draws = RecordedDraws(Path(noise), shapes=_draw_shapes(made, latent, steps=len(sampling.timesteps) - 1))
         conditions = preparation.conditions(
-            sound, prompt=prompt, negative_prompt=negative_prompt, guidance=guidance, window=made.key_pass.window
+            sound, prompt=prompt, negative_prompt=negative_prompt, guidance=sampling.guidance, window=sampling.window
         )
         try:
             rope = rope_tables(RopeGrid(latent[1], latent[2] // 2, latent[3] // 2), head_dim=preparation.dit.head_dim)
@@ -407,9 +320,9 @@ class AvatarSession:
             made,
             engines=self._placement,
             conditions=conditions,
-            schedule=preparation.schedule(timesteps),
+            schedule=preparation.schedule(sampling.timesteps),
             rope=rope,
-            guidance=guidance,
+            guidance=sampling.guidance,
             draws=draws,
             fps=own.fps,
             trace=trace,
@@ -451,17 +364,18 @@ class AvatarSession:
         )
 
 
-@contextmanager
-def _usage() -> Iterator[None]:
-    """Turn the ValueError of a check of arguments into `UsageError`."""
-    try:
-        yield
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+def _seeded(seed: int | None, noise: str | Path | None) -> Draws:
+    """Return the draws of a seed; those of a file are read once the plan says how many there must be."""
+    if seed is not None and noise is not None:
+        raise UsageError("a seed and recorded draws were given; expected one of them")
+    with as_usage():
+        return SeededDraws(DEFAULT_SEED if seed is None else seed)
 
 
-def _given(value: Value | None, default: Value) -> Value:
-    return default if value is None else value
+def _draw_shapes(made: Plan, latent: tuple[int, int, int, int], *, steps: int) -> list[tuple[int, ...]]:
+    motion_latents = [window.motion_latents for window in made.passes]
+    injected = [count > 0 for count in motion_latents]
+    return draw_shapes(injected, latent=latent, motion_latents=max(motion_latents), steps=steps)
 
 
 def _check_targets(made: Mapping[str, Path], *, inputs: Mapping[str, Any]) -> None:
@@ -481,28 +395,3 @@ def _check_targets(made: Mapping[str, Path], *, inputs: Mapping[str, Any]) -> No
             taken[used] = name
     if "out" in made:
         import_av()
-
-
-def _checked_samples(samples: Samples) -> Samples:
-    """Return pushed samples as float32, or say why they can't be speech."""
-    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
-        raise MediaError(
-            f"the sound is {samples.dtype} of shape {samples.shape}; expected mono floating-point samples (n,), 16 kHz"
-        )
-    if not np.isfinite(samples).all():
-        raise MediaError("the sound holds NaN or Inf; expected numbers in [-1, 1]")
-    if len(samples) < SHORTEST_S * SAMPLE_RATE:
-        raise MediaError(f"the sound lasts {len(samples) / SAMPLE_RATE:.3f} s; expected at least {SHORTEST_S} s")
-    return samples.astype(np.float32, copy=False)
-
-
-def processor_name() -> str:
-    """Return what the system calls its processor, and how many cores this process may use."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.is_file()
-        else []
-    )
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {usable_cores()} cores usable"
