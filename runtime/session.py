@@ -219,7 +219,8 @@ class AvatarSession:
                 if on_progress is not None:
                     on_progress(written, ready.frame_count)
             for sink in sinks:
-                sink.finish()
+                with record.span("sink_finish", sink=type(sink).__name__):  # encoders hold frames back until here
+                    sink.finish()
             report = self._report(ready, record, files=tuple(made[name] for name in ("out", "frames") if name in made))
             record.note("report", **report.as_dict())
         return report

@@ -259,7 +259,8 @@ def test_the_trace_tells_what_was_asked_and_got_and_repeats_the_figures(package:
     last_s = max(event["end_s"] for event in stages)
     assert report["real_time_factor"] == pytest.approx((last_s - first_s) / report["media_s"])
     assert max(event["start_s"] for event in stages if event["event"] == "engine") <= first_s
-    assert stages[-1]["event"] == "sink"
+    assert [event["sink"] for event in stages[-2:]] == ["ArraySink", "Mp4Sink"]
+    assert {event["event"] for event in stages[-2:]} == {"sink_finish"}
 
 
 # ── Settings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
