@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from .engine import Engine, bounded_threads, open_engine
+from .errors import EngineError
 from .model_package import ModelPackage
 from .timing import Trace
 
@@ -29,6 +30,7 @@ class Placement(Mapping[str, Engine]):
         self._asked = asked
         self._engines: dict[str, Engine] = {}
         self._trace = Trace(keep=False)
+        self._is_closed = False
 
     def __getitem__(self, graph: str) -> Engine:
         if graph not in self._package.manifest.graphs:
@@ -65,12 +67,15 @@ class Placement(Mapping[str, Engine]):
         return {name: (engine.provider, engine.precision) for name, engine in self._engines.items()}
 
     def close(self) -> None:
-        """Free every engine."""
+        """Free every engine; looking one up afterwards raises `EngineError`."""
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
+        self._is_closed = True
 
     def _open(self, graph: str) -> Engine:
+        if self._is_closed:  # opening again would leave engines that nobody closes
+            raise EngineError(f"the session of {self._package.name} is closed; open the package again")
         path = self._package.graph_path(graph)
         engine = open_engine(path, device=self._asked.device, threads=self.threads, compute=self._asked.compute)
         self._note(graph, engine)

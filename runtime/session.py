@@ -113,7 +113,7 @@ class AvatarSession:
         self.close()
 
     def close(self) -> None:
-        """Free the engines. Closing twice is not an error."""
+        """Free the engines. Using the session afterwards raises `EngineError`; closing twice is not an error."""
         self._placement.close()
 
     @property
@@ -267,9 +267,7 @@ class AvatarSession:
 
     def _run(self, ready: _ReadyStream) -> Iterator[VideoChunk]:
         if not self._busy.acquire(blocking=False):
-            raise EdgereelsError(
-                "this session is already running a stream; finish or close that one, or open another session"
-            )
+            raise _already_running()
         try:
             yield from ready.stream.chunks()
         finally:
@@ -289,6 +287,8 @@ class AvatarSession:
         **settings: Any,
     ) -> _ReadyStream:
         """Check everything, then compute what a stream needs before its first step."""
+        if self._busy.locked():  # before engines work for it, and its trace takes the running one's place
+            raise _already_running()
         wanted = StreamSettings(**settings)
         if avatar is not None and image is not None:
             raise UsageError("an avatar and a picture were given; expected one of them")
@@ -363,6 +363,12 @@ class AvatarSession:
             machine=processor_name(),
             package_digest=self.package.digest,
         )
+
+
+def _already_running() -> EdgereelsError:
+    return EdgereelsError(
+        "this session is already running a stream; finish or close that one, or open another session"
+    )
 
 
 def _seeded(seed: int | None, noise: str | Path | None) -> Draws:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgereels.runtime import AvatarSession, EdgereelsError, Trace, UsageError
+from edgereels.runtime import AvatarSession, EdgereelsError, EngineError, Trace, UsageError
 from edgereels.runtime.engine import Engine
 from edgereels.runtime.planner import plan
 
@@ -55,7 +55,7 @@ def test_a_stream_that_is_closed_early_frees_the_session(package: Path) -> None:
         stream = session.stream(audio=SOUND)
         next(stream)
         with pytest.raises(EdgereelsError, match="already running"):
-            next(session.stream(audio=SOUND))
+            session.stream(audio=SOUND)
         stream.close()
         assert threading.active_count() == before
         assert len(rendered(session)) == 50
@@ -65,6 +65,25 @@ def test_a_stream_that_is_never_asked_for_a_chunk_holds_nothing(package: Path) -
     with AvatarSession.open(package, threads=1) as session:
         session.stream(audio=SOUND)
         assert len(rendered(session)) == 50
+
+
+def test_of_two_streams_that_were_made_at_once_the_second_to_begin_is_refused(package: Path) -> None:
+    with AvatarSession.open(package, threads=1) as session:
+        first, second = session.stream(audio=SOUND), session.stream(audio=SOUND)
+        next(first)
+        with pytest.raises(EdgereelsError, match="already running"):
+            next(second)
+
+
+def test_a_session_that_is_closed_opens_nothing_again(package: Path) -> None:
+    with AvatarSession.open(package, threads=1) as session:
+        stream = session.stream(audio=SOUND)
+        next(stream)
+    with pytest.raises(EngineError, match="closed"):
+        next(stream)
+    with pytest.raises(EngineError, match="closed"):
+        session.stream(audio=SOUND)
+    assert session.engines == {}
 
 
 def test_paths_may_be_text(package: Path, tmp_path: Path) -> None:
