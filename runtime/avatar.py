@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import PackageError
+from .image_file import MOST_PIXELS, SMALLEST_SIDE
 from .sinks import BytesSink
 
 FORMAT = "edgereels-avatar"
@@ -50,7 +51,8 @@ class Avatar:
     """Digest of the package that prepared the tensors; they are ignored by any other."""
 
 
-_TENSORS = ("text_prompt", "text_negative", "image_features", "condition_latents")
+_RANKS = {"text_prompt": 2, "text_negative": 2, "image_features": 3, "condition_latents": 5}
+_TENSORS = tuple(_RANKS)
 
 
 def write_avatar(path: Path, avatar: Avatar) -> None:
@@ -103,7 +105,7 @@ def read_avatar(path: Path) -> Avatar:
         with safe_open(path, framework="np") as file:
             header: Any = json.loads((file.metadata() or {}).get(FORMAT, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise PackageError(
             f"{path} is damaged or no avatar file ({error}): make it again with `edgereels avatar`"
         ) from error
@@ -125,9 +127,20 @@ def _checked(path: Path, header: Any, tensors: dict[str, npt.NDArray[Any]]) -> A
             f"{path} lacks a uint8 portrait [H, W, 3] or holds unknown tensors {unknown}: "
             "make it again with `edgereels avatar`"
         )
+    height, width = portrait.shape[:2]
+    if min(height, width) < SMALLEST_SIDE or height * width > MOST_PIXELS:
+        raise PackageError(
+            f"{path} has a portrait of {width} x {height} pixels; expected {SMALLEST_SIDE} a side to "
+            f"{MOST_PIXELS // 1_000_000} million: make it again with `edgereels avatar`"
+        )
     for name in set(tensors) & set(_TENSORS):
         if tensors[name].dtype != np.float32 or not np.isfinite(tensors[name]).all():
             raise PackageError(f"{path}: {name} is not finite float32: make it again with `edgereels avatar`")
+        if tensors[name].ndim != _RANKS[name]:
+            raise PackageError(
+                f"{path}: {name} has the shape {tensors[name].shape}; expected {_RANKS[name]} axes: "
+                "make it again with `edgereels avatar`"
+            )
     if header.get("sha256") != _digest(tensors):
         raise PackageError(f"{path} was changed since it was made: make it again with `edgereels avatar`")
     try:

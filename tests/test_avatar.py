@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from edgereels.runtime.avatar import FORMAT, Avatar, read_avatar, write_avatar
 from edgereels.runtime.errors import OutputError, PackageError
 
-PORTRAIT = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
+PORTRAIT = np.arange(20 * 16 * 3, dtype=np.uint16).astype(np.uint8).reshape(20, 16, 3)
 
 
 def test_an_avatar_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -48,6 +48,27 @@ def test_a_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_nan_in_prepared_tensors_is_refused(tmp_path: Path) -> None:
     write_avatar(tmp_path / "a", Avatar("anna", PORTRAIT, image_features=np.full((1, 2, 2), np.nan, np.float32)))
     with pytest.raises(PackageError, match="not finite"):
+        read_avatar(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"portrait": np.zeros((15, 20, 3), np.uint8)}, id="portrait too small"),
+        pytest.param({"portrait": np.zeros((0, 20, 3), np.uint8)}, id="portrait without pixels"),
+        pytest.param({"text_prompt": np.ones(8, np.float32)}, id="embedding of one axis"),
+        pytest.param({"condition_latents": np.ones((16, 2, 4, 4), np.float32)}, id="latents of four axes"),
+    ],
+)
+def test_tensors_of_another_form_are_refused(change: dict[str, np.ndarray], tmp_path: Path) -> None:
+    write_avatar(tmp_path / "a", Avatar(**{"name": "anna", "portrait": PORTRAIT, **change}))
+    with pytest.raises(PackageError, match="make it again"):
+        read_avatar(tmp_path / "a")
+
+
+def test_a_header_nested_without_end_is_refused(tmp_path: Path) -> None:
+    save_file({"portrait": PORTRAIT}, tmp_path / "a", metadata={FORMAT: "[" * 200_000})
+    with pytest.raises(PackageError, match="no avatar file"):
         read_avatar(tmp_path / "a")
 
 
