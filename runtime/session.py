@@ -366,9 +366,7 @@ class AvatarSession:
 
 
 def _already_running() -> EdgereelsError:
-    return EdgereelsError(
-        "this session is already running a stream; finish or close that one, or open another session"
-    )
+    return EdgereelsError("this session is already running a stream; finish or close that one, or open another session")
 
 
 def _seeded(seed: int | None, noise: str | Path | None) -> Draws:
@@ -394,11 +392,16 @@ def _check_targets(made: Mapping[str, Path], *, inputs: Mapping[str, Any]) -> No
     """
     for path in made.values():
         check_target(path)
-    taken = {Path(value).absolute(): name for name, value in inputs.items() if isinstance(value, str | Path)}
+    taken = {_placed(Path(value)): name for name, value in inputs.items() if isinstance(value, str | Path)}
     for name, path in made.items():
-        for used in (path.absolute(), path.with_name(path.name + ".partial").absolute()):
+        for used in (_placed(path), _placed(path.with_name(path.name + ".partial"))):
             if used in taken:
                 raise UsageError(f"{name} and {taken[used]} both mean {used.name}; expected a file for each")
             taken[used] = name
     if "out" in made:
         import_av()
+
+
+def _placed(path: Path) -> Path:
+    """Return a file's name in its real folder; a link is its own name, because it is what gets replaced."""
+    return path.parent.resolve() / path.name

@@ -122,6 +122,7 @@ BAD: dict[str, tuple[int, list[str], str]] = {
     "two outputs of one name": (2, ["--out", "f.npy"], "f.npy"),
     "two outputs of one name, spelt differently": (2, ["--out", "./f.npy"], "f.npy"),
     "output over the audio": (2, ["--out", "s.wav"], "s.wav"),
+    "output over the audio, by another way": (2, ["--out", "../{folder}/s.wav"], "s.wav"),
     "output over the picture": (2, ["--image", "small.png", "--out", "small.png"], "small.png"),
     "trace over the frames": (2, ["--trace", "f.npy"], "f.npy"),
     "output over what is still partial": (2, ["--out", "f.npy.partial"], "f.npy.partial"),
@@ -154,6 +155,7 @@ def test_what_is_wrong_is_one_line_that_names_it_and_leaves_nothing(
 ) -> None:
     Image.new("RGB", (8, 8)).save("small.png")
     code, options, named = BAD[case]
+    options = [option.replace("{folder}", folder.name) for option in options]
     before = {path: path.read_bytes() for path in folder.iterdir()}
     arguments = ["render", "--package", str(package), "--audio", "s.wav", "--frames", "f.npy", *options]
     assert main(arguments) == code
