@@ -92,7 +92,18 @@ class Preparation:
 
     @cached_property
     def _tables(self) -> dict[str, npt.NDArray[np.float32]]:
-        return self._package.tables()
+        """The package's own schedule, and its own prompts; raises `PackageError` where the schedule has gaps."""
+        tables, dim = self._package.tables(), self.dit.dim
+        steps = len(tables.get("timesteps", ()))
+        shapes = {"timesteps": (steps,), "modulation": (steps, 6, dim), "head_modulation": (steps, dim)}
+        for name, shape in shapes.items():
+            if name not in tables or tables[name].shape != shape or tables[name].dtype != np.float32:
+                found = f"{tables[name].dtype} {tables[name].shape}" if name in tables else "not there"
+                raise PackageError(
+                    f"{name} in the tables of {self._package.name} is {found}; expected float32 {shape}: "
+                    "export the checkpoint again"
+                )
+        return tables
 
     def conditions(
         self, sound: Floats, *, prompt: str | None, negative_prompt: str | None, guidance: Guidance, window: int
@@ -152,13 +163,7 @@ class Preparation:
 
     def schedule(self, timesteps: Floats) -> Schedule:
         """Return the modulation of each step: from the package's table where it has these timesteps, else computed."""
-        own = self._tables["timesteps"]
-        steps = len(timesteps) - 1
-        if (
-            len(own) >= steps
-            and np.array_equal(own[:steps], timesteps[:steps])
-            and len(self._tables["modulation"]) == steps
-        ):
+        if np.array_equal(self._tables["timesteps"], timesteps[:-1]):
             return Schedule(timesteps, self._tables["modulation"], self._tables["head_modulation"])
         made = self._engines["dit_time"].run({"sinusoid": sinusoid(timesteps[:-1], freq_dim=self.dit.freq_dim)})
         return Schedule(timesteps, made["modulation"], made["head_modulation"])

@@ -5,7 +5,9 @@ Names, shapes and dynamic axes are those of real packages. Pictures show the con
 brightness follows the sound, and a little of the noise stays, so that sound, portrait, seed and settings all show.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -208,6 +210,7 @@ def write_stand_in(
     has_text: bool = False,
     has_image: bool = False,
     without: tuple[str, ...] = (),
+    tables_changed: Mapping[str, np.ndarray | None] = MappingProxyType({}),
 ) -> Path:
     """Write the package.
 
@@ -217,23 +220,25 @@ def write_stand_in(
         has_text: whether it takes prompts.
         has_image: whether it has an image encoder.
         without: subnetworks to leave out, as an export with --only does.
+        tables_changed: tables that are other ones, or not there.
     """
     graphs = {
         name: found
         for name, found in _graphs(has_text=has_text, has_image=has_image).items()
         if found[0] not in without
     }
-    timesteps = euler_timesteps(SETTINGS["steps"], shift=SETTINGS["shift"])
+    steps = SETTINGS["steps"]
     tables = {
-        "timesteps": timesteps,
-        "modulation": np.ones((len(timesteps) - 1, 6, DIM), np.float32),
-        "head_modulation": np.ones((len(timesteps) - 1, DIM), np.float32),
+        "timesteps": euler_timesteps(steps, shift=SETTINGS["shift"])[:-1],
+        "modulation": np.ones((steps, 6, DIM), np.float32),
+        "head_modulation": np.ones((steps, DIM), np.float32),
     }
     if has_text:
         tables |= {
             f"text_{name}": np.full((3, TEXT_WIDTH), level, np.float32)
             for name, level in (("connection", 4), ("negative", 8))
         }
+    tables = {name: table for name, table in {**tables, **tables_changed}.items() if table is not None}
     with PackageWriter(target, force=False) as writer:
         for name, (_subnetwork, model) in graphs.items():
             writer.add_file(f"{name}.onnx", model.SerializeToString())

@@ -180,6 +180,26 @@ def test_a_package_that_lacks_a_part_says_which(
     assert main(["verify", str(package)]) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        pytest.param("timesteps", None, id="no timesteps"),
+        pytest.param("modulation", None, id="no modulation"),
+        pytest.param("modulation", np.ones((1, 6, 3), np.float32), id="another width"),
+        pytest.param("head_modulation", np.ones((2, 12), np.float32), id="another count"),
+        pytest.param("head_modulation", np.ones((1, 12), np.float64), id="another type"),
+    ],
+)
+def test_a_schedule_with_gaps_is_one_line(
+    name: str, table: npt.NDArray[Any] | None, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = write_stand_in(folder / "odd-package", tables_changed={name: table})
+    assert main(["render", "--package", str(package), "--audio", "s.wav", "--frames", "f.npy"]) == 1
+    error = capsys.readouterr().err
+    assert f"{name} in the tables" in error
+    assert error.count("\n") == 1
+
+
 def test_a_damaged_package_is_refused(package: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = Path(shutil.copytree(package, folder / "damaged"))
     content = bytearray((damaged / "dit.onnx").read_bytes())
