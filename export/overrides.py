@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import CheckpointError
+from ..runtime.planner import check_settings
 from .weight_files import read_json
 
 # Constructor arguments of the published networks, by the names that the reference's constructors use.
@@ -153,12 +154,10 @@ def _overrides(merged: Mapping[str, Any], *, avatar_folders: Mapping[str, Path],
 
 
 def _check_settings(settings: Mapping[str, Any], *, path: Path) -> None:
-    window, motion, drop = settings["window"], settings["motion"], settings["drop"]
-    if window % 4 != 1 or motion % 4 != 1 or drop % 4 != 0 or window - motion - drop <= 0:
-        raise CheckpointError(
-            f"{path}: window {window}, motion {motion}, drop {drop} do not go together; "
-            "expected 4n+1, 4n+1, 4n and window - motion - drop > 0"
-        )
+    try:
+        check_settings(window=settings["window"], motion=settings["motion"], drop=settings["drop"])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: settings: {error}") from error
     if settings["steps"] < 1 or settings["shift"] <= 0 or settings["fps"] <= 0:
         raise CheckpointError(f"{path}: steps, shift and fps must be positive, found {dict(settings)}")
 

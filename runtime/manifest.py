@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .errors import PackageError
+from .planner import check_settings
 
 FORMAT = "edgereels-package"
 FORMAT_VERSION = 1
@@ -449,10 +450,10 @@ def _settings(value: object, where: str) -> Settings:
         max_offline_s=table.take("max_offline_s", _number),
     )
     table.end()
-    if settings.window % 4 != 1 or settings.motion % 4 != 1 or settings.drop % 4:
-        raise PackageError(f"{where}: window and motion must be 4n+1 frames, drop 4n", code="manifest")
-    if settings.window - settings.motion - settings.drop <= 0:
-        raise PackageError(f"{where}: window minus motion minus drop must leave at least one frame", code="manifest")
+    try:
+        check_settings(window=settings.window, motion=settings.motion, drop=settings.drop)
+    except ValueError as error:
+        raise PackageError(f"{where}: {error}", code="manifest") from error
     if not settings.fps or not settings.shift:
         raise PackageError(f"{where}: fps and shift must be above 0", code="manifest")
     return settings

@@ -358,6 +358,10 @@ CHANGES: dict[str, tuple[Callable[[Fields], None], str]] = {
     "true for a number": (at("settings", "steps", to=True), "manifest"),
     "a window that is not 4n+1": (at("settings", "window", to=32), "manifest"),
     "a window that leaves nothing": (at("settings", "window", to=9), "manifest"),
+    "a window without room for the key frame": (
+        lambda fields: fields["settings"].update(window=9, motion=5, drop=0),
+        "manifest",
+    ),
     "no frames per second": (at("settings", "fps", to=0), "manifest"),
     "a size that is no multiple of 16": (at("sizes", "480P", "1.00", to=[128, 120]), "manifest"),
     "an unknown table of sizes": (at("default_size", to="720P"), "manifest"),
