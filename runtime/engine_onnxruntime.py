@@ -66,8 +66,7 @@ class OnnxRuntimeEngine:
                 str(graph), sess_options=options, providers=[(wanted, provider_options)]
             )
         except Exception as error:  # ONNX Runtime's exceptions have no root of their own
-            first_line = str(error).strip().splitlines()[0]
-            raise EngineError(f"ONNX Runtime refuses {graph.name}: {first_line}") from error
+            raise EngineError(f"ONNX Runtime refuses {graph.name}: {_first_line(error)}") from error
         got = self._session.get_providers()[0]
         if got != wanted:
             raise EngineError(
@@ -115,12 +114,16 @@ class OnnxRuntimeEngine:
             with _one_at_a_time, endable(lambda: setattr(options, "terminate", True)):
                 values = self._session.run(list(self._outputs), wanted, options)
         except Exception as error:  # as above: no common root
-            raise EngineError(f"ONNX Runtime failed while running: {str(error).strip().splitlines()[0]}") from error
+            raise EngineError(f"ONNX Runtime failed while running: {_first_line(error)}") from error
         return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:
         """Free the session."""
         self._session = None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _provider(onnxruntime: ModuleType, device: Device) -> tuple[str, dict[str, str]]:

@@ -41,6 +41,22 @@ def test_a_closed_engine_does_not_run(doubling: Path) -> None:
         engine.run({"x": np.ones(3, np.float32)})
 
 
+@pytest.mark.parametrize(
+    ("said", "heard"), [("", "MemoryError"), ("no room\nat all", "no room")], ids=["nothing", "lines"]
+)
+def test_a_run_that_fails_is_one_line_whatever_the_library_says(
+    said: str, heard: str, doubling: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        def run(self, *_: object) -> None:
+            raise MemoryError(said)
+
+    engine = open_engine(doubling)
+    monkeypatch.setattr(engine, "_session", Failing())
+    with pytest.raises(EngineError, match=f"{heard}$"):
+        engine.run({"x": np.ones(3, np.float32)})
+
+
 def test_a_missing_input_is_named(doubling: Path) -> None:
     with pytest.raises(EngineError, match="'x'"):
         open_engine(doubling).run({"z": np.ones(3, np.float32)})
