@@ -24,8 +24,8 @@ DEFAULT_PACKAGE = Path(__file__).parent / "embedded" / "default.edgereels"
 
 
 def package_path(named: str | Path) -> Path:
-    """Return the folder that a person means: "default" is the embedded package, anything else a path."""
-    return DEFAULT_PACKAGE if str(named) == "default" else Path(named)
+    """Return the folder that a person means: the text "default" is the embedded package, anything else a path."""
+    return DEFAULT_PACKAGE if named == "default" else Path(named)
 
 
 @dataclass(frozen=True)

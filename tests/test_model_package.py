@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 import edgereels.runtime.model_package as model_package
 from edgereels.runtime.errors import PackageError
 from edgereels.runtime.manifest import digest_of
-from edgereels.runtime.model_package import ModelPackage
+from edgereels.runtime.model_package import DEFAULT_PACKAGE, ModelPackage, package_path
 from edgereels.runtime.package_files import MAX_FILES
 
 from .package_examples import (
@@ -74,6 +74,12 @@ def test_opening_loads_no_engine_and_no_native_reader(original: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", program, str(original)], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+def test_a_folder_called_default_is_named_by_a_path() -> None:
+    assert package_path("default") == DEFAULT_PACKAGE
+    assert package_path(Path("default")) == Path("default")
+    assert package_path("./default") == Path("default")
 
 
 def test_a_package_gives_its_files_and_tables(original: Path) -> None:
