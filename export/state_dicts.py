@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ..runtime.errors import CheckpointError
-from .weight_files import RenamedWeights, TensorInfo, Weights
+from .weight_files import RenamedWeights, Weights
 
 _GROUPS = ("state_dict", "model")
 _EMA_GROUPS = ("ema", "model_ema")
@@ -94,17 +94,6 @@ def require(
         files = ", ".join(path.name for path in weights.files[:3]) + (" …" if len(weights.files) > 3 else "")
         raise CheckpointError(f"the weights in {files} do not fit {what}: {'; '.join(problems)}")
     return RenamedWeights(weights, names={name: name for name in expected})
-
-
-def parameter_count(infos: Mapping[str, TensorInfo]) -> int:
-    """Return how many values a state dict holds."""
-    total = 0
-    for info in infos.values():
-        count = 1
-        for size in info.shape:
-            count *= size
-        total += count
-    return total
 
 
 def _inside(names: Mapping[str, str], group: str) -> dict[str, str]:
