@@ -5,6 +5,7 @@ A merged weight is ``W + scale * alpha / rank * B @ A``. Two spellings are read:
 older ``lora_down`` / ``lora_up``; names may carry the prefixes that trainers put before the network's own.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..runtime.errors import CheckpointError
 from .weight_files import SafetensorsFile, TensorInfo, Weights, read_json
 
 _FACTOR = re.compile(r"(?P<layer>.+)\.(?:(?P<down>lora_A|lora_down)|(?P<up>lora_B|lora_up))(?:\.default)?\.weight")
+_PEFT_CONFIG = "adapter_config.json"
 _PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "model.", "module.")
 
 
@@ -79,7 +81,8 @@ def merge_loras(weights: Weights, *, loras: tuple[tuple[Path, float], ...]) -> W
     for path, scale in loras:
         for name, update in _updates_of(path, scale=scale, infos=weights.infos()).items():
             updates[name] = (*updates.get(name, ()), update)
-    return LoraWeights(weights, updates=updates, files=tuple(path for path, _ in loras))
+    files = (file for path, _ in loras for file in (path, path.with_name(_PEFT_CONFIG)) if file.is_file())
+    return LoraWeights(weights, updates=updates, files=tuple(files))
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
@@ -168,10 +171,18 @@ def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _peft_alpha(path: Path, *, rank: int) -> float:
-    """Return alpha from PEFT's adapter_config.json beside the file; without one, the rank, so that the factor is 1."""
-    config_path = path.with_name("adapter_config.json")
+    """Return alpha from PEFT's adapter_config.json beside the file; without one, the rank, so that the factor is 1.
+
+    Raises:
+        CheckpointError: alpha is no number, or each layer has its own.
+    """
+    config_path = path.with_name(_PEFT_CONFIG)
     if not config_path.is_file():
         return float(rank)
     config = read_json(config_path)
-    alpha = float(config.get("lora_alpha", rank))
-    return alpha * rank**0.5 if config.get("use_rslora") else alpha
+    if config.get("alpha_pattern"):
+        raise CheckpointError(f"{config_path} has an alpha_pattern, which is not read: merge that LoRA with PEFT")
+    alpha = config.get("lora_alpha", rank)
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
+        raise CheckpointError(f"{config_path}: lora_alpha is {alpha!r}, expected a number such as {rank}")
+    return alpha * rank**0.5 if config.get("use_rslora") else float(alpha)

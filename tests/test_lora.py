@@ -72,6 +72,23 @@ def test_alpha_comes_from_the_adapter_config(tmp_path: Path, weights: Weights, s
     merged = merge_loras(weights, loras=((path, 1.0),))
     theirs = (WEIGHT + factor * UP @ DOWN).numpy()
     np.testing.assert_allclose(merged.read("blocks.0.q.weight"), theirs, rtol=0, atol=1e-5)
+    assert merged.files == (*weights.files, path, tmp_path / "adapter_config.json")  # an export resumes by these
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        pytest.param({"lora_alpha": "six"}, "expected a number", id="text"),
+        pytest.param({"lora_alpha": 6, "alpha_pattern": {"q": 12}}, "alpha_pattern", id="alphas per layer"),
+    ],
+)
+def test_an_alpha_that_can_not_be_applied_is_refused(
+    tmp_path: Path, weights: Weights, config: dict[str, object], message: str
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    path = lora(tmp_path, {"blocks.0.q.lora_A.weight": DOWN, "blocks.0.q.lora_B.weight": UP})
+    with pytest.raises(CheckpointError, match=message):
+        merge_loras(weights, loras=((path, 1.0),))
 
 
 def test_two_files_add_up(tmp_path: Path, weights: Weights) -> None:
