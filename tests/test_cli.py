@@ -131,7 +131,7 @@ def test_a_signal_ends_a_graph_that_would_run_for_hours(
     monkeypatch.setattr(cli, "_load", lambda verb: runs)
     before, began_s = threading.active_count(), time.monotonic()
     assert cli.main(["run"]) == code
-    assert time.monotonic() - began_s < 3
+    assert time.monotonic() - began_s < 30
     assert threading.active_count() <= before + 1  # the timer may not be gone yet
     assert signal.set_wakeup_fd(-1) == -1
 

@@ -23,6 +23,8 @@ from edgereels.runtime.cli import main
 from .stand_in_package import portrait, write_stand_in
 
 RATE = 16000
+PROMPTLY_S = 10
+"""What a process may take to end; a tenth of a second on an idle machine, more where every core is busy."""
 
 
 @pytest.fixture(scope="module")
@@ -497,7 +499,7 @@ def test_sigterm_ends_with_whole_shorter_files_and_0(package: Path, folder: Path
 
     code, took_s = ended(started(package, folder), signal.SIGTERM)
     assert code == 0
-    assert took_s < 2
+    assert took_s < PROMPTLY_S
     assert names() == {"s.wav", "long.wav", "v.mp4", "f.npy", "t.jsonl"}
     frame_count = len(np.load("f.npy"))
     assert 50 < frame_count < 3000
@@ -514,7 +516,7 @@ def test_ctrl_c_ends_with_nothing_and_130(package: Path, folder: Path) -> None:
     process = started(package, folder)
     code, took_s = ended(process, signal.SIGINT)
     assert code == 130
-    assert took_s < 2
+    assert took_s < PROMPTLY_S
     assert names() == {"s.wav", "long.wav"}
 
 

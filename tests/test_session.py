@@ -84,26 +84,6 @@ def test_a_second_stream_at_once_is_refused(session: AvatarSession, speech: np.n
     assert not session.thread_safe
 
 
-def test_the_interpreter_lock_is_free_while_an_engine_runs(session: AvatarSession, speech: np.ndarray) -> None:
-    """Another thread goes on counting during a render."""
-    counted = 0
-    done = threading.Event()
-
-    def count() -> None:
-        nonlocal counted
-        while not done.wait(0.002):
-            counted += 1
-
-    counter = threading.Thread(target=count)
-    counter.start()
-    try:
-        list(session.stream(audio=speech[:SAMPLE_RATE]))
-    finally:
-        done.set()
-        counter.join()
-    assert counted > 20
-
-
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
