@@ -55,13 +55,16 @@ class RenderReport:
         return fields | {"media_s": self.media_s, "real_time_factor": self.real_time_factor}
 
 
+def processor() -> str:
+    """Return what the system calls its processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
 def processor_name() -> str:
     """Return what the system calls its processor, and how many cores this process may use."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.is_file()
-        else []
-    )
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {usable_cores()} cores usable"
+    return f"{processor()}, {usable_cores()} cores usable"

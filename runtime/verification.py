@@ -18,6 +18,7 @@ from .errors import EngineError
 from .golden import GoldenResult, GoldenVectors, check_graph, load_golden
 from .model_package import ModelPackage
 from .onnx_preflight import Tensor
+from .report import processor
 
 REPORT_FORMAT = "edgereels-verification"
 REPORT_VERSION = 1
@@ -216,18 +217,10 @@ def machine() -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def versions() -> dict[str, str]:
