@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a stream needs before its first step: the face, what the sound and the prompts say, the schedule."""
 
+import logging
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from .tables import sinusoid
 from .text import embed, padded
 from .timing import Trace
 from .vae_stream import VaeEncoder
+
+logger = logging.getLogger(__name__)
 
 
 def find_avatar(
@@ -69,6 +72,10 @@ class Preparation:
         self._engines = engines
         self._face = face
         self._trace = trace
+        if face.package_digest not in (None, package.digest):
+            logger.warning(
+                "%s was prepared for another package than %s: of it only the portrait is used", face.name, package.name
+            )
         height, width = face.portrait.shape[:2]
         manifest = package.manifest
         self.size = size or nearest_size(height, width, table=manifest.sizes[manifest.default_size])

@@ -4,6 +4,7 @@
 import json
 import struct
 import sys
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,25 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def names() -> set[str]:
     return {path.name for path in Path().iterdir()}
+
+
+def test_an_avatar_of_another_package_is_used_for_its_portrait_and_that_is_said(
+    package: Path, silent_package: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = np.sin(np.arange(8000) * 0.1)
+    with wave.open("s.wav", "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes((samples * 9000).astype("<i2").tobytes())
+    assert main(["avatar", str(package), "i.png", "a"]) == 0
+    capsys.readouterr()
+    for face, words in (("a", "only the portrait is used"), ("i.png", "")):
+        kind = "--avatar" if face == "a" else "--image"
+        arguments = ["--package", str(silent_package), kind, face, "--audio", "s.wav", "--frames", f"{face}.npy"]
+        assert main(["render", *arguments]) == 0
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == bool(words)
+    assert np.array_equal(np.load("a.npy"), np.load("i.png.npy"))
 
 
 def test_an_avatar_file_holds_what_is_costly_and_constant(
