@@ -153,6 +153,11 @@ class Preparation:
                 f"{self._package.name} has no audio encoder; export the checkpoint again without leaving that out"
             )
         waveform = speech.encoder_input(sound) if settings.normalise else sound
+        if own.sample_rate != speech.SAMPLE_RATE:
+            raise PackageError(
+                f"{self._package.name} hears sound at {own.sample_rate} Hz; this build brings it to "
+                f"{speech.SAMPLE_RATE} Hz: export the checkpoint with an encoder for that rate"
+            )
         encoder = self._engines["audio_encoder"]
         pieces: list[Floats] = []
         for segment in speech.encode_segments(len(sound), fps=own.fps, whole_s=own.max_offline_s):

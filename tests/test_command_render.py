@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from edgereels.runtime.cli import main
 
+from . import stand_in_package
 from .stand_in_package import portrait, write_stand_in
 
 RATE = 16000
@@ -200,6 +201,15 @@ def test_a_schedule_with_gaps_is_one_line(
     error = capsys.readouterr().err
     assert f"{name} in the tables" in error
     assert error.count("\n") == 1
+
+
+def test_an_audio_encoder_for_another_rate_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(stand_in_package.SETTINGS, "sample_rate", 8000)
+    package = write_stand_in(folder / "odd-package")
+    assert main(["render", "--package", str(package), "--audio", "s.wav", "--frames", "f.npy"]) == 1
+    assert "8000 Hz" in capsys.readouterr().err
 
 
 def test_a_damaged_package_is_refused(package: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
