@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..runtime import AvatarSession, Trace
+from ..runtime import AvatarSession, Trace, processor_name
 
 STAGES = ("vae_encode", "dit", "vae_decode", "finish")
 
@@ -112,11 +112,20 @@ def main(argv: list[str] | None = None) -> int:
     settings = [parse_setting(text) for text in arguments.setting or ["default"]]
     with AvatarSession.open(arguments.package, device=arguments.device, threads=arguments.threads) as session:
         results = measure(session, arguments.audio, settings=settings, runs=arguments.runs)
-        digest = session.package.digest
+        digest, (provider, precision) = session.package.digest, session.engines["dit"]
+    circumstances = {
+        "package": digest,
+        "machine": processor_name(),
+        "device": arguments.device,
+        "provider": provider,
+        "precision": precision,
+        "threads": arguments.threads,
+    }
     if arguments.json:
-        print(json.dumps({"package": digest, "results": [result.as_dict() for result in results]}))
+        print(json.dumps(circumstances | {"results": [result.as_dict() for result in results]}))
     else:
-        print(f"{arguments.package} sha256:{digest[:16]}, {arguments.device}, {arguments.threads or 'all'} threads")
+        print(f"{arguments.package} sha256:{digest[:16]}, {arguments.device} ({provider}, {precision}), ", end="")
+        print(f"{arguments.threads or 'all'} threads; {processor_name()}")
         print(describe(results))
     return 0
 

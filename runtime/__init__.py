@@ -29,7 +29,7 @@ from .errors import (
     VerificationError,
 )
 from .model_package import ModelPackage
-from .report import RenderReport
+from .report import RenderReport, processor_name
 from .session import AvatarSession
 from .sinks import ArraySink, Mp4Sink
 from .stream_settings import StreamSettings
@@ -59,6 +59,7 @@ __all__ = [
     "VideoChunk",
     "__version__",
     "open_engine",
+    "processor_name",
     "read_avatar",
     "write_avatar",
 ]
