@@ -19,9 +19,8 @@ STAGES = {
     "vae-video": ("train_vae.train_video", 1200),
     "freeze": ("latents.freeze", 1),
     "latents": ("latents.encode", 160),
-    "dit": ("train_dit.train", 1700),
-    "vae-decoder": ("train_vae.train_decoder", 4500),
-    "vae-polish": ("polish.train", 500),
+    "dit": ("train_dit.train", 2100),
+    "vae-decoder": ("train_vae.train_decoder", 6000),
     "checkpoint": ("write_checkpoint.write", 1),
 }
 """Stage -> function `(folder, *, steps)`, and its number of steps."""

@@ -127,19 +127,9 @@ class Windows:
         stacked = [torch.from_numpy(np.stack(parts).astype(np.float32)) for parts in zip(*drawn, strict=True)]
         return Batch(*stacked)
 
-    def placed(self, generator: np.random.Generator) -> tuple[Batch, int, int]:
-        """Return one window, the number of its clip and its first frame there."""
-        name = self._names[generator.integers(len(self._names))]
-        place = int(generator.integers(len(self.clips[name].starts)))
-        drawn = self._window(generator, name=name, place=place)
-        batch = Batch(*(torch.from_numpy(part.astype(np.float32))[None] for part in drawn))
-        return batch, int(name[5:9]), int(self.clips[name].starts[place])
-
-    def _window(
-        self, generator: np.random.Generator, *, name: str | None = None, place: int | None = None
-    ) -> tuple[npt.NDArray, ...]:
-        clip = self.clips[name or self._names[generator.integers(len(self._names))]]
-        place = int(generator.integers(len(clip.starts))) if place is None else place
+    def _window(self, generator: np.random.Generator) -> tuple[npt.NDArray, ...]:
+        clip = self.clips[self._names[generator.integers(len(self._names))]]
+        place = int(generator.integers(len(clip.starts)))
         start = int(clip.starts[place])
         latents = clip.whole[:, start // 4 : start // 4 + WINDOW_LATENTS].copy()
         latents[:, :2] = clip.begins[place]

@@ -147,14 +147,14 @@ def pixel_weight() -> npt.NDArray[np.float32]:
 
 
 def reconstruction_loss(decoded: Tensor, frames: Tensor, weight: Tensor) -> Tensor:
-    """Return L1 + 2 squares + 0.5 gradients in space + 0.5 in time, weighted per pixel."""
+    """Return L1 + 2 squares + 0.5 gradients in space + 1.5 in time, weighted per pixel."""
     difference = decoded - frames
     edges_y = (difference[..., 1:, :] - difference[..., :-1, :]).abs() * weight[..., 1:, :]
     edges_x = (difference[..., 1:] - difference[..., :-1]).abs() * weight[..., 1:]
     point = (difference.abs() + 2 * difference.square()) * weight
     loss = point.mean() + 0.5 * (edges_y.mean() + edges_x.mean())
     if difference.shape[2] > 1:  # frames of one latent must move on evenly, not in pairs
-        loss = loss + 0.5 * ((difference[:, :, 1:] - difference[:, :, :-1]).abs() * weight).mean()
+        loss = loss + 1.5 * ((difference[:, :, 1:] - difference[:, :, :-1]).abs() * weight).mean()
     return loss / weight.mean()
 
 

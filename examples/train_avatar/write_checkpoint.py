@@ -36,9 +36,8 @@ def write(folder: Path, *, steps: int) -> None:
 
 def best_vae(folder: Path) -> train_vae.VideoVae:
     """Return the frozen encoder with the decoder as trained furthest."""
-    for phase in ("vae_polish", "vae_decoder"):
-        if (folder / f"{phase}.pt").exists():
-            return train_vae.load_vae(folder, phase=phase)
+    if (folder / "vae_decoder.pt").exists():
+        return train_vae.load_vae(folder, phase="vae_decoder")
     return load_frozen(folder)
 
 
