@@ -4,6 +4,7 @@
 import contextlib
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -102,6 +103,7 @@ def export_checkpoint(request: Request, *, progress: Progress = lambda _: None) 
         model = plan(checkpoint, overrides)
         chosen = _chosen(model, request.only)
         licences = _licences(request, overrides, chosen)
+        portraits = {name: load_portrait(picture) for name, picture in overrides.avatars.items()}
         names = {subnetwork.name for subnetwork in chosen}
         prompts = _own_prompts(checkpoint) if {"text_encoder", "dit"} <= names else {}
         progress("digests of the checkpoint")
@@ -122,15 +124,15 @@ def export_checkpoint(request: Request, *, progress: Progress = lambda _: None) 
             "licences": {name: text for name, (text, _) in licences.items()},
             "graphs": parts.graphs,
             **_settings(overrides),
-            "avatars": _add_avatars(writer, overrides),
+            "avatars": _add_avatars(writer, portraits),
             "audio": _audio(checkpoint, model) if "audio_encoder" in names else None,
             "dit": _dit(model) if "dit" in names else None,
             "text": _add_text(writer, checkpoint) if "text_encoder" in names else None,
             "tables": _add_tables(writer, chosen, overrides, texts=texts) if "dit" in names else None,
             "golden": parts.golden,
         }
-        for name, file in {(path.name, path) for _, path in licences.values() if path}:
-            writer.add_file(f"licences/{name}", file.read_bytes())
+        for file in {path for _, path in licences.values() if path}:
+            writer.add_file(_licence_file(file), file.read_bytes())
         progress("checks")
         package = writer.finish(fields)
     return Exported(package, parts.graphs, parts.seconds, parts.sizes)
@@ -290,11 +292,11 @@ def _add_tables(
     return _TABLES
 
 
-def _add_avatars(writer: PackageWriter, overrides: Overrides) -> dict[str, str]:
+def _add_avatars(writer: PackageWriter, portraits: Mapping[str, npt.NDArray[np.uint8]]) -> dict[str, str]:
     files: dict[str, str] = {}
-    for name, picture in overrides.avatars.items():
+    for name, portrait in portraits.items():
         incoming = writer.scratch / f"{name}.safetensors"
-        write_avatar(incoming, Avatar(name=name, portrait=load_portrait(picture)))
+        write_avatar(incoming, Avatar(name=name, portrait=portrait))
         files[name] = f"avatars/{name}.safetensors"
         writer.add_file(files[name], incoming)
     return files
@@ -330,4 +332,9 @@ def _title(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is no UTF-8 text; expected a licence") from error
     heading = next((line.strip() for line in lines if line.strip()), _UNKNOWN)
-    return f"{heading[:120]} (licences/{file.name})"
+    return f"{heading[:120]} ({_licence_file(file)})"
+
+
+def _licence_file(file: Path) -> str:
+    """Return what a licence's file is called in a package, whatever it is called outside."""
+    return "licences/" + re.sub(r"^[^A-Za-z0-9_]+|[^A-Za-z0-9._-]|\.+$", "_", file.name)

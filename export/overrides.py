@@ -7,12 +7,14 @@ from ``overrides.json`` in the checkpoint, otherwise it is the published model's
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import CheckpointError
+from ..runtime.package_files import DEVICE_NAMES, NAME
 from ..runtime.planner import check_settings
 from .weight_files import read_json
 
@@ -170,7 +172,7 @@ def _sizes(table: Any, *, path: Path) -> dict[str, tuple[int, int]] | None:
     found: dict[str, tuple[int, int]] = {}
     for ratio, size in table.items():
         sides = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
-        if not sides or any(side % 16 for side in size) or not _is_number(ratio):
+        if not sides or any(side % 16 for side in size) or not _is_ratio(ratio):
             raise CheckpointError(
                 f"{path}: sizes has {ratio!r}: {size!r}, expected height/width and two multiples of 16 in pixels"
             )
@@ -188,8 +190,10 @@ def _avatars(given: Any, *, folders: Mapping[str, Path], path: Path) -> dict[str
     names = _texts(given, what=f"{path}: avatars")
     found: dict[str, Path] = {}
     for name, picture in names.items():
-        if not name.replace("-", "").replace("_", "").isalnum():
-            raise CheckpointError(f"{path}: avatar name {name!r} is not made of letters, digits, - and _")
+        if not NAME.fullmatch(name) or name.split(".")[0].lower() in DEVICE_NAMES:
+            raise CheckpointError(
+                f"{path}: the avatar name {name!r} can't be a file's; expected A-Z, a-z, 0-9, dot, _ and -: rename it"
+            )
         found[name] = folders[name] / picture
         if not found[name].is_file():
             raise CheckpointError(f"{path}: avatar {name!r} names the picture {picture!r}, which is not there")
@@ -217,8 +221,5 @@ def _text_or_none(value: Any, *, what: str) -> str | None:
     return value
 
 
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+def _is_ratio(text: str) -> bool:
+    return re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) is not None

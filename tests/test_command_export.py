@@ -16,11 +16,15 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from edgereels.export import export_checkpoint as export_checkpoint_module
 from edgereels.export import package_parts
 from edgereels.export.export_checkpoint import Request, export_checkpoint
+from edgereels.export.overrides import Overrides
+from edgereels.export.subnetworks import Subnetwork
 from edgereels.runtime.cli import main
 from edgereels.runtime.errors import CheckpointError
 from edgereels.runtime.model_package import ModelPackage
+from edgereels.runtime.package_files import check_name
 
 SHARDS = ("diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model-00002-of-00002.safetensors")
 
@@ -202,6 +206,33 @@ def test_half_of_the_speech_encoders_weight_norm_is_not_enough(a2v: Path, capsys
 def test_the_wrong_overrides_are_noticed(a2v: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(a2v), str(a2v.parent / "p")]) == 1
     assert "mis-shaped" in capsys.readouterr().err
+
+
+@pytest.mark.golden
+@pytest.mark.usefixtures("no_tracing")
+def test_a_picture_of_an_avatar_that_is_none_is_refused(a2v: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (a2v / "overrides.json").write_text(json.dumps({"avatars": {"anna": "anna.png"}}))
+    (a2v / "anna.png").write_text("no picture")
+    assert export(a2v) == 1
+    assert "anna.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("outside", "inside"),
+    [
+        ("LICENSE", "LICENSE"),
+        ("Skywork Community License (1).pdf.txt", "Skywork_Community_License__1_.pdf.txt"),
+        (".Lizenz für alle.", "_Lizenz_f_r_alle_"),
+    ],
+    ids=["plain", "blanks", "dots"],
+)
+def test_a_licence_may_be_called_anything(outside: str, inside: str, tmp_path: Path) -> None:
+    (tmp_path / outside).write_text("Terms")
+    request = Request(tmp_path, tmp_path / "p", licence=tmp_path / outside)
+    networks = [Subnetwork("dit", (), lambda: pytest.fail("built"))]
+    title, file = export_checkpoint_module._licences(request, Overrides(), networks)["dit"]
+    assert (title, file) == (f"Terms (licences/{inside})", tmp_path / outside)
+    check_name(f"licences/{inside}", where="package")
 
 
 # ── The whole way ────────────────────────────────────────────────────────────────────────────────────────────────────
