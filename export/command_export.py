@@ -97,7 +97,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:  # which would mean all of them
+        raise argparse.ArgumentTypeError(f"{text!r} names no subnetwork")
+    return names
 
 
 def _lora(text: str) -> tuple[Path, float]:

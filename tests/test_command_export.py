@@ -89,8 +89,13 @@ def test_without_torch_the_pip_line_is_printed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [["--threads", "0"], ["--precision", "int8"], ["--task", "video"], ["--lora", "x.safetensors:inf"]],
-    ids=["threads", "precision", "task", "lora"],
+    [
+        pytest.param(["--threads", "0"], id="threads"),
+        pytest.param(["--precision", "int8"], id="precision"),
+        pytest.param(["--task", "video"], id="task"),
+        pytest.param(["--lora", "x.safetensors:inf"], id="lora"),
+        pytest.param(["--only", ","], id="only"),
+    ],
 )
 def test_wrong_usage_exits_with_2(tmp_path: Path, options: list[str]) -> None:
     assert main(["export", str(tmp_path), str(tmp_path / "p"), *options]) == 2
