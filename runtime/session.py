@@ -206,8 +206,8 @@ class AvatarSession:
         )
         record = Trace(keep=False)
         with ExitStack() as stack:
-            if "trace" in made:
-                record.on_event = stack.enter_context(LinesSink(made["trace"])).write
+            lines = stack.enter_context(LinesSink(made["trace"])) if "trace" in made else None
+            record.on_event = lines.write if lines else None
             ready = self._ready(audio=audio, trace=record, **arguments)
             sinks = [stack.enter_context(sink) for sink in self._sinks(ready, made)]
             written = 0
@@ -223,6 +223,8 @@ class AvatarSession:
                     sink.finish()
             report = self._report(ready, record, files=tuple(made[name] for name in ("out", "frames") if name in made))
             record.note("report", **report.as_dict())
+            if lines:
+                lines.finish()  # like the others before any of them gets its name: a disk may be full only now
         return report
 
     def prepare_avatar(

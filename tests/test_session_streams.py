@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgereels.runtime import AvatarSession, EdgereelsError, EngineError, Trace, UsageError
+from edgereels.runtime import AvatarSession, EdgereelsError, EngineError, OutputError, Trace, UsageError
 from edgereels.runtime.engine import Engine
 from edgereels.runtime.planner import plan
+from edgereels.runtime.sinks import LinesSink
 
 from .stand_in_package import write_stand_in
 
@@ -91,6 +92,19 @@ def test_paths_may_be_text(package: Path, tmp_path: Path) -> None:
         report = session.render(audio=SOUND, frames=str(tmp_path / "f.npy"), trace=str(tmp_path / "t.jsonl"))
         assert report.files == (tmp_path / "f.npy",)
         assert np.load(tmp_path / "f.npy").shape == (50, 32, 32, 3)
+
+
+def test_a_trace_that_can_not_be_closed_leaves_no_file_at_all(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(sink: LinesSink) -> None:
+        sink._file.close()
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(LinesSink, "_close", full)
+    with AvatarSession.open(package, threads=1) as session, pytest.raises(OutputError):
+        session.render(audio=SOUND, frames=tmp_path / "f.npy", trace=tmp_path / "t.jsonl")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
