@@ -36,6 +36,10 @@ def wav(path: Path, samples: np.ndarray, *, rate: int = SAMPLE_RATE) -> Path:
     return path
 
 
+def test_the_embedded_package_is_small_enough_for_a_wheel(session: AvatarSession) -> None:
+    assert sum(path.stat().st_size for path in session.package.root.rglob("*") if path.is_file()) <= 25_000_000
+
+
 def test_chunks_follow_each_other_without_a_gap(session: AvatarSession, speech: np.ndarray) -> None:
     chunks = list(session.stream(audio=speech))
     height, width = chunks[0].frames.shape[1:3]
