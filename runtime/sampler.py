@@ -4,7 +4,6 @@
 Facts: SkyReels-V3 (commit 28c771e), talking-avatar pipeline; own code.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,10 @@ Branch = Literal["cond", "drop_text", "drop_audio", "uncond"]
 
 Predict = Callable[[Latents, int, Branch], Latents]
 """(latents [1, 16, T, h, w], step index, branch) to the velocity of the same shape."""
+
+
+MOST_GUIDANCE = 1e6
+"""Largest scale; predictions are of order one, and float32 is not to overflow over a few steps."""
 
 
 class Draws(Protocol):
@@ -135,8 +138,10 @@ class Guidance:
     """Scale against silence, at least 1."""
 
     def __post_init__(self) -> None:
-        if not (1 <= self.text < math.inf and 1 <= self.audio < math.inf):
-            raise ValueError(f"guidance scales are {self.text} and {self.audio}; expected at least 1 each")
+        if not (1 <= self.text <= MOST_GUIDANCE and 1 <= self.audio <= MOST_GUIDANCE):
+            raise ValueError(
+                f"guidance scales are {self.text} and {self.audio}; expected at least 1 each, at most {MOST_GUIDANCE:g}"
+            )
 
     def velocity(self, predict: Callable[[Branch], Latents]) -> Latents:
         """Combine the forward passes that these scales need; one, two or three of them."""

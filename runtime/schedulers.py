@@ -17,6 +17,9 @@ import numpy.typing as npt
 TRAIN_STEPS = 1000
 """Timesteps that the networks were trained on; a timestep is this many times sigma."""
 
+MOST_SHIFT = 1e6
+"""Largest shift, and one over the smallest; far beyond, float32 has no timesteps between the first and the last."""
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -26,7 +29,7 @@ def euler_timesteps(steps: int, *, shift: float) -> Floats:
     They lie evenly between 1000 and 1 and are then shifted towards the noisy end; all in float32, as published.
 
     Raises:
-        ValueError: there are no steps, or the shift is not positive.
+        ValueError: there are no steps, or the shift is not positive or beyond `MOST_SHIFT`.
 
     >>> [round(float(t), 2) for t in euler_timesteps(4, shift=11.0)]
     [1000.0, 956.58, 846.54, 10.89, 0.0]
@@ -64,7 +67,7 @@ def unipc_sigmas(steps: int, *, shift: float, start: SigmaStart = SigmaStart.EXT
     """Return the falling noise levels of UniPC, shape (steps + 1,), ending with 0. Made in float64, kept in float32.
 
     Raises:
-        ValueError: there are no steps, or the shift is not positive.
+        ValueError: there are no steps, or the shift is not positive or beyond `MOST_SHIFT`.
     """
     return np.append(_unipc_sigmas(steps, shift=shift, start=start), 0.0).astype(np.float32)
 
@@ -73,7 +76,7 @@ def unipc_timesteps(steps: int, *, shift: float, start: SigmaStart = SigmaStart.
     """Return the timesteps fed to the network, shape (steps,): 1000 sigma, cut to whole numbers as published.
 
     Raises:
-        ValueError: there are no steps, or the shift is not positive.
+        ValueError: there are no steps, or the shift is not positive or beyond `MOST_SHIFT`.
     """
     return (_unipc_sigmas(steps, shift=shift, start=start) * TRAIN_STEPS).astype(np.int64)
 
@@ -171,5 +174,5 @@ def _single(values: npt.NDArray[np.floating[Any]]) -> Floats:
 def _check(steps: int, *, shift: float) -> None:
     if steps < 1:
         raise ValueError(f"steps is {steps}; expected 1 or more")
-    if not 0 < shift < float("inf"):
-        raise ValueError(f"shift is {shift}; expected a number above 0")
+    if not 1 / MOST_SHIFT <= shift <= MOST_SHIFT:
+        raise ValueError(f"shift is {shift}; expected a number above 0, from {1 / MOST_SHIFT:g} to {MOST_SHIFT:g}")

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speech on its way to the audio encoder: against the recorded front end, and what load_speech takes and refuses."""
 
-import doctest
 import json
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 import soundfile
 from safetensors.numpy import load_file
 
-from edgereels.runtime import audio
 from edgereels.runtime.audio import (
     encode_segments,
     encoder_input,
@@ -338,7 +336,3 @@ def test_a_segment_interpolates_where_the_whole_would() -> None:
         ours = encoder_positions(length, segment.frames, kernels=KERNELS, strides=STRIDES)
         first = segment.start_sample // 640
         np.testing.assert_array_equal(ours + 2 * first, whole[first : first + segment.frames])
-
-
-def test_the_examples_in_the_docstrings_are_true() -> None:
-    assert doctest.testmod(audio).failed == 0

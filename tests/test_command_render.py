@@ -140,6 +140,8 @@ BAD: dict[str, tuple[int, list[str], str]] = {
     "shift 0": (2, ["--shift", "0"], "0"),
     "shift that is no number": (2, ["--shift", "nan"], "nan"),
     "guidance below 1": (2, ["--guidance-audio", "0.5"], "0.5"),
+    "shift beyond float32": (2, ["--shift", "1e300"], "1e+300"),
+    "guidance beyond float32": (2, ["--guidance-audio", "1e39"], "1e+39"),
     "guidance without end": (2, ["--guidance-audio", "inf"], "inf"),
     "seed below 0": (2, ["--seed", "-1"], "-1"),
     "seed that is no number": (2, ["--seed", "a"], "a"),

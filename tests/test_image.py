@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes, ranges and colours against the recorded values."""
 
-import doctest
 import json
 from pathlib import Path
 
@@ -208,7 +207,3 @@ def test_the_image_encoder_always_gets_its_size(size: tuple[int, int]) -> None:
     assert (grey.shape, grey.dtype) == ((1, 3, 224, 224), np.float32)
     expected = (0.5 - 0.48145466) / 0.26862954
     np.testing.assert_allclose(grey[0, 0], expected, rtol=0, atol=1e-6)  # weights add up to 1 within float32
-
-
-def test_the_examples_in_the_docstrings_are_true() -> None:
-    assert doctest.testmod(image).failed == 0

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The planner against the published control flow, and the laws that any plan obeys."""
 
-import doctest
 import itertools
 import json
 from dataclasses import replace
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from edgereels.runtime import planner
 from edgereels.runtime.chunks import VideoChunk, WindowPlan, mask_array, slice_audio
 from edgereels.runtime.planner import Plan, check_settings, key_frame_index, plan
 
@@ -283,7 +281,3 @@ def test_audio_slices_have_the_shapes_of_the_graph() -> None:
 def test_a_chunk_ends_where_the_next_begins() -> None:
     chunk = VideoChunk(np.zeros((64, 2, 2, 3), np.uint8), index=1, start_frame=69, start_s=69 / 25, fps=25.0)
     assert chunk.stop_s == pytest.approx(133 / 25, abs=1e-12)  # rounding of a sum of two doubles
-
-
-def test_the_examples_in_the_docstrings_are_true() -> None:
-    assert doctest.testmod(planner).failed == 0

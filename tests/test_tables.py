@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sinusoids and rotary tables against the recorded ones."""
 
-import doctest
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file
 
-from edgereels.runtime import tables
 from edgereels.runtime.tables import RopeGrid, rope_angles, rope_tables, sinusoid
 
 # The recorded tables are bit-identical between two runs of the reference: 1e-6.
@@ -148,7 +146,3 @@ def test_an_odd_sinusoid_is_refused() -> None:
 def test_a_table_of_timesteps_is_refused() -> None:
     with pytest.raises(ValueError, match="one row"):
         sinusoid([[0.0, 1.0]])
-
-
-def test_the_examples_in_the_docstrings_are_true() -> None:
-    assert doctest.testmod(tables).failed == 0
