@@ -16,6 +16,7 @@ from typing import Any
 from ..runtime.errors import CheckpointError
 from ..runtime.package_files import DEVICE_NAMES, NAME
 from ..runtime.planner import check_settings
+from ..runtime.schedulers import euler_timesteps
 from .weight_files import read_json
 
 # Constructor arguments of the published networks, by the names that the reference's constructors use.
@@ -158,10 +159,11 @@ def _overrides(merged: Mapping[str, Any], *, avatar_folders: Mapping[str, Path],
 def _check_settings(settings: Mapping[str, Any], *, path: Path) -> None:
     try:
         check_settings(window=settings["window"], motion=settings["motion"], drop=settings["drop"])
+        euler_timesteps(settings["steps"], shift=settings["shift"])
     except ValueError as error:
         raise CheckpointError(f"{path}: settings: {error}") from error
-    if settings["steps"] < 1 or settings["shift"] <= 0 or settings["fps"] <= 0:
-        raise CheckpointError(f"{path}: steps, shift and fps must be positive, found {dict(settings)}")
+    if settings["fps"] <= 0:
+        raise CheckpointError(f"{path}: settings: fps is {settings['fps']}; expected a number above 0")
 
 
 def _sizes(table: Any, *, path: Path) -> dict[str, tuple[int, int]] | None:
