@@ -76,7 +76,8 @@ def open_checkpoint(folder: Path, *, task: str | None = None, ema: bool = False)
         ema: take moving averages where a file has them.
 
     Raises:
-        CheckpointError: no known layout, a part is missing or damaged, or no moving averages although asked for.
+        CheckpointError: no known layout, a part is missing or damaged, or the DiT has no moving averages although
+                they were asked for.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; expected a checkpoint in the published SkyReels-V3 layout")
@@ -108,8 +109,8 @@ def open_checkpoint(folder: Path, *, task: str | None = None, ema: bool = False)
         image=plain(image, "image_encoder") if image else None,
         ema=frozenset(averaged),
     )
-    if ema and not averaged:
-        raise CheckpointError(f"{folder} holds no moving averages (ema or model_ema), which --ema asks for")
+    if ema and "dit" not in averaged:
+        raise CheckpointError(f"{folder}: the DiT has no moving averages (ema or model_ema), which --ema asks for")
     return checkpoint
 
 

@@ -96,16 +96,19 @@ def export_checkpoint(request: Request, *, progress: Progress = lambda _: None) 
         PackageError: the target exists, or the result would not open.
         VerificationError: a graph is not its PyTorch module.
     """
-    with _torch_threads(request.threads), PackageWriter(request.package, force=request.force) as writer:
-        checkpoint = open_checkpoint(request.checkpoint, task=request.task, ema=request.ema)
-        checkpoint = dataclasses.replace(checkpoint, dit=merge_loras(checkpoint.dit, loras=request.loras))
-        overrides = read_overrides(checkpoint.folder, file=request.overrides)
-        model = plan(checkpoint, overrides)
-        chosen = _chosen(model, request.only)
-        licences = _licences(request, overrides, chosen)
-        portraits = {name: load_portrait(picture) for name, picture in overrides.avatars.items()}
-        names = {subnetwork.name for subnetwork in chosen}
-        prompts = _own_prompts(checkpoint) if {"text_encoder", "dit"} <= names else {}
+    target = PackageWriter(request.package, force=request.force)
+    target.check_target()
+    # Read and planned before the writer takes over an earlier, killed run: a slip here must not cost that run's work.
+    checkpoint = open_checkpoint(request.checkpoint, task=request.task, ema=request.ema)
+    checkpoint = dataclasses.replace(checkpoint, dit=merge_loras(checkpoint.dit, loras=request.loras))
+    overrides = read_overrides(checkpoint.folder, file=request.overrides)
+    model = plan(checkpoint, overrides)
+    chosen = _chosen(model, request.only)
+    licences = _licences(request, overrides, chosen)
+    portraits = {name: load_portrait(picture) for name, picture in overrides.avatars.items()}
+    names = {subnetwork.name for subnetwork in chosen}
+    prompts = _own_prompts(checkpoint) if {"text_encoder", "dit"} <= names else {}
+    with _torch_threads(request.threads), target as writer:
         progress("digests of the checkpoint")
         sources = _sources(chosen, folder=checkpoint.folder)
         options = Options(request.precision, request.threads)

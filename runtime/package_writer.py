@@ -90,9 +90,9 @@ class PackageWriter:
             PackageError: the target exists (without force), or its parent folder does not.
         """
         with self._writing():
-            self._check_target()
+            self.check_target()
             self._restore_replaced()
-            self._check_target()
+            self.check_target()
             self._parts = self._load_progress()
             self._sweep()
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -212,7 +212,8 @@ class PackageWriter:
 
     # ── On disk ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _check_target(self) -> None:
+    def check_target(self) -> None:
+        """Raise `PackageError` where the target can't be written: it exists (without force), or has no folder."""
         if not self.target.parent.is_dir():
             raise PackageError(f"the folder {self.target.parent} does not exist; create it first", code="target")
         if self.target.is_symlink() or (self.target.exists() and not self.target.is_dir()):

@@ -203,7 +203,16 @@ class Mp4Sink(FileSink):
     """H.264 video and AAC sound, written together so that they stay in step."""
 
     def __init__(
-        self, path: Path, *, height: int, width: int, fps: float, sound: Samples, sample_rate: int, comment: str
+        self,
+        path: Path,
+        *,
+        height: int,
+        width: int,
+        fps: float,
+        sound: Samples,
+        sample_rate: int,
+        comment: str,
+        threads: int = 0,
     ) -> None:
         """Open the file.
 
@@ -215,10 +224,11 @@ class Mp4Sink(FileSink):
             sound: mono samples in [-1, 1]; what the frames outlast is silent.
             sample_rate: of the sound, Hz.
             comment: the metadata line.
+            threads: the encoder uses at most this many; 0: as many as it likes.
         """
         super().__init__(path)
         self._av = import_av()
-        self._height, self._width, self._comment = height, width, comment
+        self._height, self._width, self._comment, self._threads = height, width, comment, threads
         self._fps = Fraction(fps).limit_denominator(1001)
         self._sample_rate, self._sound, self._samples_written = sample_rate, sound, 0
 
@@ -231,6 +241,7 @@ class Mp4Sink(FileSink):
             self._video: Any = self._container.add_stream("libx264", rate=self._fps)
             self._video.height, self._video.width, self._video.pix_fmt = self._height, self._width, "yuv420p"
             self._video.options = {"crf": "16", "preset": "veryfast"}
+            self._video.codec_context.thread_count = self._threads
             self._audio: Any = self._container.add_stream("aac", rate=self._sample_rate, layout="mono")
             self._audio.bit_rate = 96_000
 
