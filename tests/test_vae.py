@@ -298,7 +298,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[
     "index",
     [
         pytest.param(0, id="encoder first", marks=pytest.mark.slow),  # the later calls hold every layer as well
-        pytest.param(1, id="encoder next"),
+        pytest.param(1, id="encoder next", marks=pytest.mark.slow),  # the same layers the other way round: decoder next
         pytest.param(2, id="decoder first", marks=pytest.mark.slow),
         pytest.param(3, id="decoder next"),
     ],
