@@ -279,7 +279,7 @@ def test_parent_folders_are_not_created(tmp_path: Path) -> None:
     assert names(tmp_path) == set()
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a b", "con.txt"])
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a b", "con.txt"])
 def test_a_name_that_no_package_may_hold_is_refused(tmp_path: Path, name: str) -> None:
     with PackageWriter(tmp_path / "tiny") as writer, pytest.raises(PackageError, match="is not allowed"):
         writer.add_file(name, b"x")
