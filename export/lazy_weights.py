@@ -171,9 +171,9 @@ def parameters_on_meta() -> Iterator[None]:
     """Let modules that are made inside have parameters without values; buffers (tables, constants) keep theirs."""
     register = nn.Module.register_parameter
 
-    def register_without_values(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        empty = None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=False)
-        register(module, name, empty)
+    def register_without_values(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        empty = None if param is None else nn.Parameter(param.to("meta"), requires_grad=False)
+        register(self, name, empty)
 
     nn.Module.register_parameter = register_without_values
     try:

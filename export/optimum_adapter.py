@@ -172,7 +172,9 @@ def model_type(graph: str) -> str:
 def register() -> dict[str, type[GraphExporterConfig]]:
     """Register every graph with Optimum's `TasksManager`; returns model type -> configuration class."""
     registered: dict[str, type[GraphExporterConfig]] = {}
-    add = TasksManager.create_register(BACKEND, overwrite_existing=True)
+    add: Callable[..., Any] = TasksManager.create_register(
+        BACKEND, overwrite_existing=True
+    )  # its stub names no keywords
     for network in _NETWORKS:
         for graph in network.graphs:
             name = model_type(graph)

@@ -38,7 +38,8 @@ class JawReader:
             pose = _random_pose(generator)
             frame = draw(pose).astype(np.float32) / 127.5 - 1
             if generator.random() < 0.5:
-                frame = cv2.GaussianBlur(frame, (0, 0), float(generator.uniform(0.3, 1.2)))
+                blurred = cv2.GaussianBlur(frame, (0, 0), float(generator.uniform(0.3, 1.2)))
+                frame = np.asarray(blurred, dtype=np.float32)
             features.append(_features(frame))
             openings.append(pose.jaw * (1 - pose.press))
         matrix, target = np.stack(features).astype(np.float64), np.array(openings)

@@ -17,8 +17,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(parameters), {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
-        """Update all parameters that have a gradient."""
+    def step(self, closure: object = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update all parameters that have a gradient. There is no closure to call, so no loss to return."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

@@ -495,7 +495,7 @@ def read_wav(path: Path) -> npt.NDArray[np.float32]:
     import soundfile
 
     samples, sample_rate = soundfile.read(path, dtype="float32")
-    return resample(samples, sample_rate)
+    return resample(np.asarray(samples, dtype=np.float32), sample_rate)
 
 
 def resample(samples: npt.NDArray[np.floating], sample_rate: int) -> npt.NDArray[np.float32]:
