@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .manifest import FORMAT, FORMAT_VERSION, GraphEntry, Manifest, TensorSpec
+from .manifest import FORMAT, GraphEntry, Manifest, TensorSpec
 from .model_package import ModelPackage
 from .options import OptionParser, add_print_options
 
@@ -85,7 +85,7 @@ def _as_json(package: ModelPackage, *, checked: str) -> dict[str, Any]:
     whole = asdict(manifest)
     whole |= {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": package.manifest.format_version,
         "graphs": graphs,
         "size_bytes": sum(entry.size_bytes for entry in manifest.files.values()),
         "weights_bytes": _weights_bytes(manifest),
@@ -123,7 +123,7 @@ def _as_text(package: ModelPackage, *, checked: str) -> Iterator[str]:
     manifest, settings = package.manifest, package.manifest.settings
     size_bytes = sum(entry.size_bytes for entry in manifest.files.values())
     digests = "every digest agrees" if checked == "full" else "sizes agree, digests not compared"
-    yield f"{package.name}: {manifest.name}, a package for {manifest.task} (format version {FORMAT_VERSION})"
+    yield f"{package.name}: {manifest.name}, a package for {manifest.task} (format version {manifest.format_version})"
     yield f"  digest     sha256:{manifest.digest}"
     weights = _size(_weights_bytes(manifest))
     yield f"  files      {len(manifest.files)}, {_size(size_bytes)}, of which weights {weights}; {digests}"

@@ -7,32 +7,51 @@ raises `EngineError`.
 """
 
 import os
-from collections.abc import Callable, Generator, Mapping
+import threading
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from .errors import EngineError
-
 Array = npt.NDArray[Any]
+Resident = Any
+"""A value that stayed on an engine's device: fed back to engines of that device, never looked into."""
+Value = Array | Resident
+Shapes = Mapping[str, tuple[int, ...]]
+"""Input name to its shape."""
 
 COMPUTE_CHOICES = ("auto", "f32", "bf16", "f16")
+DEVICE_CHOICES = "cpu, onnxruntime:CPU, cuda:N, openvino:CPU, openvino:GPU, openvino:NPU or auto"
+
+one_graph_at_a_time = threading.Lock()
+"""Held by every engine while it runs a graph on the CPU: each has as many threads as all may use together."""
 
 
 class Engine(Protocol):
     """One graph, ready to run. `run` may be called from any thread and lets go of the interpreter lock."""
 
     @property
+    def library(self) -> str:
+        """What runs the graph: "onnxruntime" or "openvino"."""
+        ...
+
+    @property
     def provider(self) -> str:
-        """What runs the graph, as the library names it: "CPUExecutionProvider"."""
+        """The part of the library that runs it, as it names it: "CPUExecutionProvider", "OpenVINO GPU"."""
         ...
 
     @property
     def precision(self) -> str:
-        """Arithmetic precision in use: "f32", "bf16" or "f16"."""
+        """Arithmetic precision in use, read back from the library: "f32", "bf16" or "f16"."""
+        ...
+
+    @property
+    def node_counts(self) -> Mapping[str, int]:
+        """Provider to how many operators it runs, after optimisation; empty where the library doesn't tell."""
         ...
 
     @property
@@ -45,8 +64,27 @@ class Engine(Protocol):
         """Names that `run` returns, in the graph's order."""
         ...
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the graph once. `feeds` are read only; the returned arrays belong to the caller."""
+    def freeze(self, shapes: Sequence[Shapes]) -> None:
+        """Make ready for inputs of these shapes, the only ones expected; others still run, more slowly.
+
+        Raises:
+            EngineError: the graph can't be had at these shapes.
+        """
+        ...
+
+    def run(self, feeds: Mapping[str, Value], *, keep: Collection[str] = ()) -> dict[str, Value]:
+        """Run the graph once.
+
+        Args:
+            feeds: by input name; read only.
+            keep: outputs that may stay on the device, to be fed back to engines there.
+
+        Returns:
+            Every output by name: what is not in `keep` as an array that belongs to the caller.
+
+        Raises:
+            EngineError: the library refuses or fails.
+        """
         ...
 
     def close(self) -> None:
@@ -59,7 +97,7 @@ class Device:
     """A device as it is asked for on a command line."""
 
     kind: str
-    """"cpu", "cuda" or "openvino"."""
+    """"cpu" (whichever library is best there), "onnxruntime", "cuda" or "openvino"."""
     name: str
     """Which of them: "" for the CPU, "0" for the first card, "GPU" for OpenVINO."""
 
@@ -68,25 +106,54 @@ class Device:
 
 
 def parse_device(text: str) -> Device:
-    """Read `cpu`, `cuda:N`, `openvino:NAME` or `auto`.
+    """Read one of `DEVICE_CHOICES`.
 
     Raises:
         ValueError: anything else.
     """
     kind, _, name = text.partition(":")
     if text == "auto":
-        from .engine_onnxruntime import cuda_is_offered
-
-        return Device("cuda", "0") if cuda_is_offered() else Device("cpu", "")
+        return _best_device()
     if kind == "cpu" and not name:
         return Device("cpu", "")
     if kind == "cuda" and (name or "0").isdigit():
         return Device("cuda", name or "0")
     if kind == "openvino" and name in ("CPU", "GPU", "NPU"):
         return Device("openvino", name)
-    raise ValueError(
-        f"device {text!r} is unknown; expected cpu, cuda:N, openvino:CPU, openvino:GPU, openvino:NPU or auto"
-    )
+    if text == "onnxruntime:CPU":
+        return Device("onnxruntime", "CPU")
+    raise ValueError(f"device {text!r} is unknown; expected {DEVICE_CHOICES}")
+
+
+def _best_device() -> Device:
+    """Return the first card, else Intel's GPU, else the CPU."""
+    if find_spec("onnxruntime"):
+        from .engine_onnxruntime import cuda_is_offered
+
+        if cuda_is_offered():
+            return Device("cuda", "0")
+    if find_spec("openvino"):
+        from .engine_openvino import available_devices
+
+        if any(name.startswith("GPU") for name in available_devices()):
+            return Device("openvino", "GPU")
+    return Device("cpu", "")
+
+
+def library_of(device: Device, *, siblings: bool) -> str:
+    """Return the library that runs graphs on a device: "onnxruntime" or "openvino".
+
+    On plain "cpu" it is OpenVINO for a package that was quantized for it, where it is installed, and ONNX Runtime for
+    any other: there the results are those of the package's golden vectors, float32.
+
+    Args:
+        device: where.
+        siblings: whether the package holds graphs made for OpenVINO.
+    """
+    if device.kind != "cpu":
+        return "openvino" if device.kind == "openvino" else "onnxruntime"
+    has_openvino, has_onnxruntime = (find_spec(module) is not None for module in ("openvino", "onnxruntime"))
+    return "openvino" if has_openvino and (siblings or not has_onnxruntime) else "onnxruntime"
 
 
 def usable_cores() -> int:
@@ -119,15 +186,18 @@ def end_runs() -> None:
         end()
 
 
-def open_engine(graph: Path, *, device: str = "cpu", threads: int | None = None, compute: str = "auto") -> Engine:
+def open_engine(
+    graph: Path, *, device: str = "cpu", threads: int | None = None, compute: str = "auto", siblings: bool = False
+) -> Engine:
     """Open one graph file on a device.
 
     Args:
         graph: the .onnx file; its weights lie beside it.
-        device: see `parse_device`.
+        device: one of `DEVICE_CHOICES`.
         threads: at most this many for all engines of the process together, and at most the cores this process may use,
             which are the default.
         compute: arithmetic precision, one of `COMPUTE_CHOICES`; "auto" takes what the device does best.
+        siblings: see `library_of`.
 
     Raises:
         EngineError: the library, the device or the precision is not to be had, or the graph is refused.
@@ -139,10 +209,10 @@ def open_engine(graph: Path, *, device: str = "cpu", threads: int | None = None,
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; expected at least 1")
     asked = parse_device(device)
-    if asked.kind == "openvino":
-        raise EngineError(
-            f"device {device!r} was asked for; this version has the ONNX Runtime engines only: use cpu or cuda:N"
-        )
+    if library_of(asked, siblings=siblings) == "openvino":
+        from .engine_openvino import OpenVinoEngine
+
+        return OpenVinoEngine(graph, device=asked, threads=bounded_threads(threads), compute=compute)
     from .engine_onnxruntime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(graph, device=asked, threads=bounded_threads(threads), compute=compute)

@@ -3,17 +3,13 @@
 
 import ctypes
 import sys
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .engine import Array, Device, endable
+from .engine import Device, Shapes, Value, endable, one_graph_at_a_time
 from .errors import EngineError, MissingExtraError
-
-# Every session has as many threads as all may use together, so one graph runs at a time, whoever asks.
-_one_at_a_time = threading.Lock()
 
 
 def _import_onnxruntime(extra: str) -> ModuleType:
@@ -78,6 +74,16 @@ class OnnxRuntimeEngine:
         self._outputs = tuple(value.name for value in self._session.get_outputs())
 
     @property
+    def library(self) -> str:
+        """Always "onnxruntime"."""
+        return "onnxruntime"
+
+    @property
+    def node_counts(self) -> Mapping[str, int]:
+        """Nothing yet."""
+        return {}
+
+    @property
     def provider(self) -> str:
         """Execution provider that runs the graph."""
         return self._provider
@@ -97,7 +103,10 @@ class OnnxRuntimeEngine:
         """Names of the graph's outputs."""
         return self._outputs
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def freeze(self, shapes: Sequence[Shapes]) -> None:
+        """Do nothing: shapes cost ONNX Runtime little on a CPU."""
+
+    def run(self, feeds: Mapping[str, Value], *, keep: Collection[str] = ()) -> dict[str, Value]:
         """Run the graph once.
 
         Raises:
@@ -111,7 +120,7 @@ class OnnxRuntimeEngine:
             raise EngineError(f"the graph's input {error} was not given; got {', '.join(feeds)}") from error
         options = self._new_run_options()
         try:
-            with _one_at_a_time, endable(lambda: setattr(options, "terminate", True)):
+            with one_graph_at_a_time, endable(lambda: setattr(options, "terminate", True)):
                 values = self._session.run(list(self._outputs), wanted, options)
         except Exception as error:  # as above: no common root
             raise EngineError(f"ONNX Runtime failed while running: {_first_line(error)}") from error
@@ -128,7 +137,7 @@ def _first_line(error: Exception) -> str:
 
 def _provider(onnxruntime: ModuleType, device: Device) -> tuple[str, dict[str, str]]:
     """Return the provider and its options for a device, or raise where this build lacks it."""
-    if device.kind == "cpu":
+    if device.kind != "cuda":
         return "CPUExecutionProvider", {}
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise EngineError(

@@ -17,10 +17,14 @@ from .errors import PackageError
 from .planner import check_settings
 
 FORMAT = "edgereels-package"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, 2)
+"""Version 2 adds siblings, quantization, quality and bf16_rel_l2, all of which may be absent."""
 MAX_MANIFEST_BYTES = 4 << 20  # 40 DiT blocks with golden vectors need about 0.1 MB; the rest is room for long licences
 MAX_JSON_DEPTH = 16  # the format itself nests 5 deep
 DTYPES = ("float32", "float16", "int64", "uint8")
+LIBRARIES = ("onnxruntime", "openvino")
+"""Whose siblings a graph may have: the libraries that run graphs."""
 WORD = re.compile(r"[a-z][a-z0-9_-]*")
 LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 PATH = re.compile(r"[A-Za-z0-9._/-]+")
@@ -52,6 +56,8 @@ class Parity:
     """The same, relative to the largest absolute value of the reference output."""
     shapes: int
     """At how many input shapes the two were compared."""
+    bf16_rel_l2: float | None
+    """What PyTorch's own bfloat16 costs the module on the golden inputs, norm over norm; None where not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,12 @@ class GraphEntry:
     """In the graph's order."""
     parity: Parity | None
     """None where export was told not to compare."""
+    siblings: Mapping[str, str]
+    """Library to the file that it runs instead of `file`: same inputs and outputs, another arithmetic."""
+
+    def file_for(self, library: str) -> str:
+        """Return the file that a library runs, one of `LIBRARIES`."""
+        return self.siblings.get(library, self.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +191,55 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """What the ranges of activations were taken from."""
+
+    clips: int
+    """Sound files."""
+    windows: int
+    """Windows denoised."""
+    duration_s: float
+    """Of the sound, together."""
+    sounds: tuple[str, ...]
+    """SHA-256 of each sound file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Covered:
+    """What a recipe covers: layers whose weights it stores in fewer bits."""
+
+    layers: int
+    """How many."""
+    parameters: int
+    """Weights in them."""
+    size_bytes: int
+    """What they take now, scales included."""
+    fp32_bytes: int
+    """What they would take as float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How a package was quantized."""
+
+    recipe: str
+    """Name of the recipe."""
+    rules: tuple[Mapping[str, Any], ...]
+    """Its rules as they stand in a recipe file, which replays them."""
+    source: str
+    """Digest of the package that it was made from."""
+    calibration: Calibration | None
+    """None where no activation is quantized."""
+    covered: Covered
+    """What was covered, and its size."""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """A whole manifest; fields in the order of docs/package-format.md."""
 
+    format_version: int
+    """One of `READ_VERSIONS`."""
     digest: str
     """SHA-256 of the manifest without this field; names the package."""
     name: str
@@ -189,7 +247,7 @@ class Manifest:
     task: str
     """`talking-avatar`."""
     precision: str
-    """Storage of the weights, fp32 or fp16."""
+    """Storage of the weights that are not quantized: fp32, fp16 or bf16."""
     made_with: Mapping[str, str]
     """Tool to version."""
     sources: Mapping[str, tuple[SourceFile, ...]]
@@ -220,6 +278,10 @@ class Manifest:
     """File of the schedule's tables; None without a transformer."""
     golden: Mapping[str, str]
     """Graph to file of its golden vectors."""
+    quantization: Quantization | None
+    """None where nothing is quantized."""
+    quality: str | None
+    """File of the quality record; None where none was taken."""
     files: Mapping[str, FileEntry]
     """Every file but the manifest itself."""
 
@@ -293,14 +355,18 @@ class _Table:
 
     def take(self, key: str, read: Callable[[object, str], Value]) -> Value:
         if key not in self._left:
-            raise PackageError(f"{self._where} has no {key!r}, which format version 1 asks for", code="manifest")
+            raise PackageError(f"{self._where} has no {key!r}, which the format asks for", code="manifest")
         return read(self._left.pop(key), f"{self._where}: {key}")
+
+    def take_if_there(self, key: str, read: Callable[[object, str], Value], *, absent: Value) -> Value:
+        """Take a key that format version 1 did not have."""
+        return self.take(key, read) if key in self._left else absent
 
     def end(self) -> None:
         if self._left:
             names = ", ".join(repr(key) for key in sorted(self._left))
             raise PackageError(
-                f"{self._where} has the unknown key {names}; this build knows only those of format version 1",
+                f"{self._where} has the unknown key {names}; this build knows those of format version {FORMAT_VERSION}",
                 code="manifest",
             )
 
@@ -415,6 +481,7 @@ def _parity(value: object, where: str) -> Parity:
         max_abs=table.take("max_abs", _number),
         max_rel=table.take("max_rel", _number),
         shapes=table.take("shapes", _integer(1)),
+        bf16_rel_l2=table.take_if_there("bf16_rel_l2", _optional(_number), absent=None),
     )
     table.end()
     return parity
@@ -432,6 +499,7 @@ def _graphs(value: object, where: str) -> dict[str, GraphEntry]:
             inputs=table.take("inputs", _listed(_tensor)),
             outputs=table.take("outputs", _listed(_tensor)),
             parity=table.take("parity", _optional(_parity)),
+            siblings=table.take_if_there("siblings", _mapped(_label, keys=_one_of(*LIBRARIES)), absent={}),
         )
         table.end()
     return entries
@@ -525,6 +593,51 @@ def _file(value: object, where: str) -> FileEntry:
     return entry
 
 
+def _calibration(value: object, where: str) -> Calibration:
+    table = _Table(value, where=where)
+    calibration = Calibration(
+        clips=table.take("clips", _integer(1)),
+        windows=table.take("windows", _integer(1)),
+        duration_s=table.take("duration_s", _number),
+        sounds=table.take("sounds", _listed(_sha256)),
+    )
+    table.end()
+    return calibration
+
+
+def _covered(value: object, where: str) -> Covered:
+    table = _Table(value, where=where)
+    count = _integer(0)
+    covered = Covered(
+        layers=table.take("layers", count),
+        parameters=table.take("parameters", count),
+        size_bytes=table.take("size_bytes", count),
+        fp32_bytes=table.take("fp32_bytes", count),
+    )
+    table.end()
+    return covered
+
+
+def _rule(value: object, where: str) -> Mapping[str, Any]:
+    """Read a rule as it stands; the quant room, which alone follows it, says what it may hold."""
+    if not isinstance(value, dict):
+        raise _wrong(where, value, "an object")
+    return value
+
+
+def _quantization(value: object, where: str) -> Quantization:
+    table = _Table(value, where=where)
+    quantization = Quantization(
+        recipe=table.take("recipe", _text),
+        rules=table.take("rules", _listed(_rule)),
+        source=table.take("source", _sha256),
+        calibration=table.take("calibration", _optional(_calibration)),
+        covered=table.take("covered", _covered),
+    )
+    table.end()
+    return quantization
+
+
 def _frame_size(value: object, where: str) -> tuple[int, int]:
     sides = _listed(_integer(16))(value, where)
     if len(sides) != 2 or any(side % 16 for side in sides):
@@ -552,9 +665,10 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise PackageError(f"{where} is not the manifest of an {FORMAT}", code="manifest")
     version = fields.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    if version not in READ_VERSIONS or isinstance(version, bool):
+        readable = " and ".join(str(version) for version in READ_VERSIONS)
         raise PackageError(
-            f"{where} has format version {_shorten(version)}; this build reads {FORMAT_VERSION}", code="version"
+            f"{where} has format version {_shorten(version)}; this build reads {readable}", code="version"
         )
     manifest = _manifest(fields, where=where)
     found = digest_of(fields)
@@ -570,12 +684,12 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
 def _manifest(fields: dict[str, Any], *, where: str) -> Manifest:
     table = _Table(fields, where=where)
     table.take("format", _text)
-    table.take("format_version", _integer(1))
     manifest = Manifest(
+        format_version=table.take("format_version", _integer(1)),
         digest=table.take("digest", _sha256),
         name=table.take("name", _text),
         task=table.take("task", _word),
-        precision=table.take("precision", _one_of("fp32", "fp16")),
+        precision=table.take("precision", _one_of("fp32", "fp16", "bf16")),
         made_with=table.take("made_with", _mapped(_text)),
         sources=table.take("sources", _mapped(_listed(_source), keys=_word)),
         licences=table.take("licences", _mapped(_text, keys=_word)),
@@ -591,6 +705,8 @@ def _manifest(fields: dict[str, Any], *, where: str) -> Manifest:
         text=table.take("text", _optional(_text_settings)),
         tables=table.take("tables", _optional(_text)),
         golden=table.take("golden", _mapped(_text, keys=_word)),
+        quantization=table.take_if_there("quantization", _optional(_quantization), absent=None),
+        quality=table.take_if_there("quality", _optional(_text), absent=None),
         files=table.take("files", _mapped(_file, keys=_path)),
     )
     table.end()

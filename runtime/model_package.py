@@ -13,7 +13,7 @@ from typing import Any
 import numpy.typing as npt
 
 from .errors import PackageError
-from .manifest import GraphEntry, Manifest, TensorSpec, parse_manifest
+from .manifest import GraphEntry, Manifest, TensorSpec, parse_json, parse_manifest
 from .onnx_preflight import GraphSummary, preflight
 from .package_files import FoundFile, check_name, check_safetensors, find_files, sha256_of
 
@@ -95,20 +95,27 @@ class ModelPackage:
         except KeyError as error:
             raise PackageError(f"{self.name} has no graph {name!r}", code="missing-graph") from error
 
-    def graph_path(self, name: str) -> Path:
-        """Return the .onnx file of a graph; raise `PackageError` where there is none."""
-        return self.root / self.graph(name).file
+    def graph_path(self, name: str, library: str = "onnxruntime") -> Path:
+        """Return the .onnx file of a graph that a library runs; raise `PackageError` where there is none."""
+        return self.root / self.graph(name).file_for(library)
 
-    def summary(self, name: str) -> GraphSummary:
+    def summary(self, name: str, library: str = "onnxruntime") -> GraphSummary:
         """Return what the bytes of a graph hold: its nodes, its constants and where their values lie."""
         sizes = {file: entry.size_bytes for file, entry in self.manifest.files.items()}
-        path = self.graph_path(name)
+        path = self.graph_path(name, library)
         return preflight(path.read_bytes(), files=sizes, where=f"{self.name}/{path.name}")
 
     def golden_path(self, name: str) -> Path | None:
         """Return the file of a graph's golden vectors, or None."""
         file = self.manifest.golden.get(name)
         return self.root / file if file else None
+
+    def quality(self) -> dict[str, Any] | None:
+        """Return the quality record as JSON, or None where the package has none."""
+        if self.manifest.quality is None:
+            return None
+        path = self.root / self.manifest.quality
+        return parse_json(path.read_bytes(), where=f"{self.name}/{path.name}")
 
     def avatar_path(self, name: str) -> Path:
         """Return the file of an avatar; raise `PackageError` that lists those that are here."""
@@ -168,10 +175,11 @@ def check_package(root: Path, *, where: str, hash_all: bool) -> Manifest:
             check_safetensors(file.path, where=f"{where}/{name}")
     sizes = {name: entry.size_bytes for name, entry in manifest.files.items()}
     for entry in manifest.graphs.values():
-        if sizes[entry.file] > MAX_GRAPH_BYTES:
-            raise PackageError(f"{where}/{entry.file} is larger than {MAX_GRAPH_BYTES} bytes", code="size")
-        summary = preflight(found[entry.file].path.read_bytes(), files=sizes, where=f"{where}/{entry.file}")
-        _check_ends(entry, summary, where=f"{where}/{entry.file}")
+        for file in (entry.file, *entry.siblings.values()):
+            if sizes[file] > MAX_GRAPH_BYTES:
+                raise PackageError(f"{where}/{file} is larger than {MAX_GRAPH_BYTES} bytes", code="size")
+            summary = preflight(found[file].path.read_bytes(), files=sizes, where=f"{where}/{file}")
+            _check_ends(entry, summary, where=f"{where}/{file}")
     return manifest
 
 
@@ -216,8 +224,9 @@ def _check_references(manifest: Manifest, *, where: str) -> None:
     text = (manifest.text.tokenizer,) if manifest.text else ()
     tables = (manifest.tables,) if manifest.tables else ()
     tensors = (*manifest.golden.values(), *manifest.avatars.values(), *tables)
-    graphs = tuple(entry.file for entry in manifest.graphs.values())
-    for name in (*graphs, *tensors, *text):
+    graphs = tuple(file for entry in manifest.graphs.values() for file in (entry.file, *entry.siblings.values()))
+    quality = (manifest.quality,) if manifest.quality else ()
+    for name in (*graphs, *tensors, *text, *quality):
         if name not in manifest.files:
             raise PackageError(f"{where}/{MANIFEST} refers to {name!r}, which it does not list", code="manifest")
     if len(set(graphs)) != len(graphs) or any(not name.endswith(".onnx") for name in graphs):
@@ -227,7 +236,7 @@ def _check_references(manifest: Manifest, *, where: str) -> None:
     for name, entry in manifest.files.items():
         if name.startswith("weights/") and name != f"weights/{entry.sha256}.bin":
             raise PackageError(f"{where}: {name!r} is not called after its SHA-256", code="name")
-        if not name.startswith(("weights/", "licences/")) and name not in (*graphs, *tensors, *text):
+        if not name.startswith(("weights/", "licences/")) and name not in (*graphs, *tensors, *text, *quality):
             raise PackageError(f"{where}: {name!r} plays no part in a package; remove it", code="unlisted")
     if not manifest.graphs.keys() >= manifest.golden.keys():
         raise PackageError(f"{where}/{MANIFEST} has golden vectors for a graph that is not here", code="manifest")

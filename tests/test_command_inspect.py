@@ -38,7 +38,7 @@ def line_of(text: str, begin: str) -> str:
 
 
 def test_it_says_what_the_package_is(text: str) -> None:
-    assert text.startswith("tiny.edgereels: tiny, a package for talking-avatar (format version 1)\n")
+    assert text.startswith("tiny.edgereels: tiny, a package for talking-avatar (format version 2)\n")
 
 
 def test_it_says_how_the_network_is_sampled(text: str) -> None:
@@ -67,13 +67,18 @@ def test_blocks_share_a_line(text: str) -> None:
 
 
 def test_json_holds_the_manifest_and_what_was_found(whole: dict[str, Any]) -> None:
-    assert whole["format_version"] == 1
+    assert whole["format_version"] == 2
     assert whole["checked"] == "full"
     assert whole["settings"]["window"] == 33
     assert whole["portraits"] == "listed" and whole["avatars"] == {"anna": "avatars/anna.safetensors"}
     assert whole["graphs"]["finish"]["nodes"] == 5
     assert whole["graphs"]["finish"]["weights"] == [LOCATION]
-    assert whole["graphs"]["finish"]["parity"] == {"max_abs": 1e-7, "max_rel": 1e-7, "shapes": 2}
+    assert whole["graphs"]["finish"]["parity"] == {
+        "max_abs": 1e-7,
+        "max_rel": 1e-7,
+        "shapes": 2,
+        "bf16_rel_l2": None,
+    }
     assert whole["weights_bytes"] == 64
     assert whole["file_count"] == len(whole["files"])
 

@@ -18,12 +18,26 @@ Place = tuple[str | int, ...]
 
 def example() -> dict[str, Any]:
     fields = manifest_fields()
-    fields |= {"format": FORMAT, "format_version": 1, "files": {"a.onnx": {"size_bytes": 1, "sha256": "0" * 64}}}
+    fields |= {"format": FORMAT, "format_version": 2, "files": {"a.onnx": {"size_bytes": 1, "sha256": "0" * 64}}}
     fields["audio"] = {
         "layers": 4, "channels": 128, "conv_kernels": [10, 3], "conv_strides": [5, 2], "normalise": True,
     }  # fmt: skip
     fields["text"] = {"tokenizer": "tokenizer.json", "length": 512, "connection_prompt": "ä", "negative_prompt": ""}
+    fields["graphs"]["finish"]["siblings"] = {"openvino": "finish.openvino.onnx"}
+    fields["graphs"]["finish"]["parity"] = {"max_abs": 1e-6, "max_rel": 1e-6, "shapes": 2, "bf16_rel_l2": 0.01}
+    fields["quantization"] = {
+        "recipe": "w8a8",
+        "rules": [{"graphs": ["dit"], "form": "int8"}],
+        "source": "0" * 64,
+        "calibration": {"clips": 1, "windows": 8, "duration_s": 7.9, "sounds": ["1" * 64]},
+        "covered": {"layers": 3, "parameters": 12, "size_bytes": 14, "fp32_bytes": 48},
+    }
+    fields["quality"] = "quality.json"
     return fields
+
+
+NEW = ("quantization", "quality")
+"""What version 1 did not have."""
 
 
 def signed(fields: dict[str, Any]) -> bytes:
@@ -74,7 +88,7 @@ def test_odd_values_are_refused_in_one_line_or_read(place: Place) -> None:
             assert str(error).isprintable() and str(error).startswith("tiny/manifest.json")
 
 
-REQUIRED = {name: place for name, place in PLACES.items() if isinstance(place[-1], str) and len(place) == 1}
+REQUIRED = {name: place for name, place in PLACES.items() if len(place) == 1 and name not in NEW}
 
 
 @pytest.mark.parametrize("place", REQUIRED.values(), ids=REQUIRED.keys())
@@ -85,7 +99,33 @@ def test_every_top_level_key_is_required(place: Place) -> None:
         parse(fields)
 
 
-@pytest.mark.parametrize("key", ["settings", "audio", "dit", "text"])
+def test_a_sibling_belongs_to_its_library_and_other_libraries_run_the_graphs_own_file() -> None:
+    entry = parse(example()).graphs["finish"]
+    assert entry.file_for("openvino") == "finish.openvino.onnx"
+    assert entry.file_for("onnxruntime") == entry.file != "finish.openvino.onnx"
+
+
+def test_a_sibling_for_an_unknown_library_is_refused() -> None:
+    fields = example()
+    fields["graphs"]["finish"]["siblings"] = {"tensorflow": "finish.tf.onnx"}
+    with pytest.raises(PackageError, match="tensorflow"):
+        parse(fields)
+
+
+def test_a_manifest_of_version_1_is_read() -> None:
+    """Written before siblings, quantization and quality existed."""
+    fields = example()
+    for key in NEW:
+        del fields[key]
+    del fields["graphs"]["finish"]["siblings"]
+    del fields["graphs"]["finish"]["parity"]["bf16_rel_l2"]
+    manifest = parse(fields | {"format_version": 1})
+    assert (manifest.quantization, manifest.quality) == (None, None)
+    assert manifest.graphs["finish"].parity and manifest.graphs["finish"].parity.bf16_rel_l2 is None
+    assert manifest.format_version == 1
+
+
+@pytest.mark.parametrize("key", ["settings", "audio", "dit", "text", "quantization"])
 def test_an_unknown_key_is_refused_inside_of_objects(key: str) -> None:
     fields = example()
     fields[key]["extra"] = 1
