@@ -334,6 +334,48 @@ def test_an_unknown_version_is_named_with_the_known_one(package: Path) -> None:
     assert "tiny.edgereels/manifest.json has format version 3; this build reads 1 and 2" in str(error)
 
 
+def add_sibling(package: Path, content: bytes, *, graph: str = "finish") -> None:
+    """Give a graph a file of its own for OpenVINO."""
+    name = f"{graph}.openvino.onnx"
+    change_manifest(package, lambda fields: fields["graphs"][graph].update(siblings={"openvino": name}))
+    replace_file(package, name, content)
+
+
+def test_a_sibling_is_what_its_library_runs(package: Path) -> None:
+    add_sibling(package, (package / "finish.onnx").read_bytes())
+    opened = ModelPackage.open(package)
+    assert opened.graph_path("finish", "openvino").name == "finish.openvino.onnx"
+    assert opened.graph_path("finish", "onnxruntime").name == opened.graph_path("finish").name == "finish.onnx"
+    assert opened.summary("finish", "openvino").node_count == opened.summary("finish").node_count
+
+
+def test_a_sibling_with_other_outputs_is_refused(package: Path) -> None:
+    add_sibling(package, matmul_model().SerializeToString())
+    assert refusal(package).code == "ends"
+
+
+def test_a_sibling_passes_the_same_checks_as_any_graph(package: Path) -> None:
+    add_sibling(package, b"not a graph")
+    assert refusal(package).code == "proto"
+
+
+def test_a_sibling_that_nobody_names_is_refused(package: Path) -> None:
+    replace_file(package, "finish.openvino.onnx", (package / "finish.onnx").read_bytes())
+    assert refusal(package).code == "unlisted"
+
+
+def test_the_quality_record_is_read_where_the_manifest_names_one(package: Path) -> None:
+    assert ModelPackage.open(package).quality() is None
+    change_manifest(package, lambda fields: fields.update(quality="quality.json"))
+    replace_file(package, "quality.json", b'{"verdict": "passed"}')
+    assert ModelPackage.open(package).quality() == {"verdict": "passed"}
+
+
+def test_a_quality_record_that_nobody_names_is_refused(package: Path) -> None:
+    replace_file(package, "quality.json", b"{}")
+    assert refusal(package).code == "unlisted"
+
+
 def at(*keys: str, to: object) -> Callable[[Fields], None]:
     def change(fields: Fields) -> None:
         inner = fields
