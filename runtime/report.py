@@ -3,11 +3,34 @@
 
 import dataclasses
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .engine import usable_cores
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """Where a graph was asked to run, and what runs it."""
+
+    asked: str
+    """Device, as it was named."""
+    library: str
+    """"onnxruntime" or "openvino"."""
+    provider: str
+    """The part of the library that runs it, as it names it."""
+    precision: str
+    """What it computes in: "f32", "bf16" or "f16"."""
+    node_counts: Mapping[str, int]
+    """Provider to how many operators it runs; empty where the library doesn't tell."""
+    fallback: str | None = None
+    """Why the best CPU engine took over from the device that was asked for; None where nothing had to."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -38,6 +61,8 @@ class RenderReport:
     """Processor, as the system names it."""
     package_digest: str
     """Which package."""
+    engines: Mapping[str, EngineReport] = field(default_factory=dict[str, EngineReport])
+    """Graph to what was asked and got, of every graph that was open."""
 
     @property
     def media_s(self) -> float:

@@ -15,11 +15,12 @@ import numpy.typing as npt
 from .audio import SAMPLE_RATE, check_speech, load_speech, video_frame_count
 from .avatar import Avatar, write_avatar
 from .chunks import VideoChunk
-from .engine import COMPUTE_CHOICES, parse_device
+from .engine import COMPUTE_CHOICES
 from .errors import EdgereelsError, PackageError, UsageError
 from .loudness import normalise_loudness
 from .model_package import ModelPackage
-from .placement import Asked, Placement
+from .observe import Observe
+from .placement import Asked, Placement, check_device
 from .planner import Plan, check_settings, plan
 from .prepare import Preparation, find_avatar
 from .report import RenderReport, processor_name
@@ -64,10 +65,10 @@ class AvatarSession:
 
     thread_safe = False
 
-    def __init__(self, package: ModelPackage, asked: Asked) -> None:
+    def __init__(self, package: ModelPackage, asked: Asked, *, observe: Observe | None = None) -> None:
         self.package = package
         self._asked = asked
-        self._placement = Placement(package, asked)
+        self._placement = Placement(package, asked, observe=observe)
         self._busy = threading.Lock()
 
     @classmethod
@@ -79,30 +80,41 @@ class AvatarSession:
         threads: int | None = None,
         compute: str = "auto",
         verify: str = "full",
+        place: Mapping[str, str] | None = None,
+        allow_fallback: bool = False,
+        observe: Observe | None = None,
     ) -> Self:
         """Open a package on a device.
 
         Args:
             package: its folder, or "default" for the embedded one.
-            device: cpu, cuda:N or auto.
+            device: cpu, onnxruntime:CPU, cuda:N, openvino:CPU, openvino:GPU, openvino:NPU or auto.
             threads: all engines together use at most this many; default: the cores this process may use.
-            compute: arithmetic precision asked of the engine: auto, f32, bf16 or f16.
+            compute: arithmetic precision of the transformer and the VAE: auto, f32, bf16 or f16.
             verify: "full" compares every file's digest, "size" only sizes.
+            place: subnetwork or graph -> a device of its own.
+            allow_fallback: let the best CPU engine take over where a device can't be had; the report and the trace say
+                where that happened. Otherwise it is an error.
+            observe: called after every run with (graph, feeds, outputs), arrays that are valid during the call only.
 
         Raises:
             PackageError: the package is damaged, incomplete or unsafe.
             EngineError: the device or the precision is not to be had.
             UsageError: an argument that makes no sense.
         """
-        with as_usage():
-            parse_device(device)
+        check_device(device)
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}; expected at least 1")
         if compute not in COMPUTE_CHOICES:
             raise UsageError(f"compute {compute!r} is unknown; expected one of {', '.join(COMPUTE_CHOICES)}")
-        return cls(
-            ModelPackage.open(package, verify=verify), Asked(device=device, threads=threads or 0, compute=compute)
+        asked = Asked(
+            device=device,
+            threads=threads or 0,
+            compute=compute,
+            place=dict(place or {}),
+            allow_fallback=allow_fallback,
         )
+        return cls(ModelPackage.open(package, verify=verify), asked, observe=observe)
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +136,7 @@ class AvatarSession:
     @property
     def engines(self) -> dict[str, tuple[str, str]]:
         """Name of every graph that is open -> (provider, precision): what was got."""
-        return self._placement.got()
+        return {graph: (got.provider, got.precision) for graph, got in self._placement.got().items()}
 
     def stream(
         self,
@@ -351,7 +363,7 @@ class AvatarSession:
             )
 
     def _report(self, ready: _ReadyStream, trace: Trace, *, files: tuple[Path, ...]) -> RenderReport:
-        provider, precision = self._placement.got()["dit"]
+        engines = self._placement.got()
         return RenderReport(
             files=files,
             frame_count=ready.frame_count,
@@ -360,11 +372,12 @@ class AvatarSession:
             fps=self.package.manifest.settings.fps,
             wall_s=trace.last_end_s - trace.first_start_s["dit"],
             device=self._asked.device,
-            provider=provider,
-            precision=precision,
+            provider=engines["dit"].provider,
+            precision=engines["dit"].precision,
             threads=self._placement.threads,
             machine=processor_name(),
             package_digest=self.package.digest,
+            engines=engines,
         )
 
 
