@@ -11,7 +11,7 @@ from edgereels.runtime.metrics import MOST_DB, MouthMotion
 
 MOUTH = (0.5, 0.25, 0.75, 0.75)
 NEARLY = 0.9
-"""Rows of the drawn mouth open one after the other, which no single direction follows exactly: 0.94 to 0.96 is found."""
+"""Rows of the drawn mouth open one after the other, which no single direction follows: 0.94 to 0.96 is found."""
 
 
 def talking_head(opening: np.ndarray, *, seed: int = 0) -> np.ndarray:
