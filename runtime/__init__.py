@@ -28,8 +28,9 @@ from .errors import (
     UsageError,
     VerificationError,
 )
+from .machine import processor_name
 from .model_package import ModelPackage
-from .report import RenderReport, processor_name
+from .report import RenderReport
 from .session import AvatarSession
 from .sinks import ArraySink, Mp4Sink
 from .stream_settings import StreamSettings
@@ -43,11 +44,13 @@ __all__ = [
     "EdgereelsError",
     "Engine",
     "EngineError",
+    "EngineReport",
     "MediaError",
     "MissingExtraError",
     "ModelPackage",
     "Mp4Sink",
     "NoiseError",
+    "Observe",
     "OutputError",
     "PackageError",
     "RenderReport",

@@ -2,8 +2,6 @@
 """Run a package's golden vectors on a device, and say in one value what came out."""
 
 import math
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,9 +14,9 @@ import numpy as np
 from .engine import Engine
 from .errors import EngineError
 from .golden import GoldenResult, GoldenVectors, check_graph, load_golden
+from .machine import machine_facts
 from .model_package import ModelPackage
 from .onnx_preflight import Tensor
-from .report import processor
 
 REPORT_FORMAT = "edgereels-verification"
 REPORT_VERSION = 1
@@ -186,7 +184,7 @@ def report_of(verification: Verification, *, asked: dict[str, Any]) -> dict[str,
             "made_with": dict(package.manifest.made_with),
         },
         "asked": asked,
-        "machine": machine(),
+        "machine": machine_facts(),
         "versions": versions(),
         "full": verification.full,
         "passed": verification.passed,
@@ -209,17 +207,6 @@ def _check_as_json(check: GraphCheck) -> dict[str, Any]:
             {key: None if value in (math.inf, math.nan) else value for key, value in asdict(output).items()}
             for output in check.result.outputs
         ],
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Return what decides about results on this machine."""
-    return {
-        "system": f"{platform.system()} {platform.release()}",
-        "architecture": platform.machine(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
     }
 
 
