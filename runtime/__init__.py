@@ -30,7 +30,8 @@ from .errors import (
 )
 from .machine import processor_name
 from .model_package import ModelPackage
-from .report import RenderReport
+from .observe import Observe
+from .report import EngineReport, RenderReport
 from .session import AvatarSession
 from .sinks import ArraySink, Mp4Sink
 from .stream_settings import StreamSettings

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .options import OptionParser, add_run_options, size
+from .options import OptionParser, add_session_options, session_arguments, size
+from .report import EngineReport, engines_line
 from .session import AvatarSession
 
 
@@ -27,11 +28,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--window", type=int, metavar="W", help="frames in a window to prepare for (default: the package's)"
     )
-    add_run_options(parser)
+    add_session_options(parser)
     arguments = parser.parse_args(argv)
-    with AvatarSession.open(
-        arguments.package, device=arguments.device, threads=arguments.threads, compute=arguments.compute
-    ) as session:
+    with AvatarSession.open(arguments.package, **session_arguments(arguments)) as session:
         avatar = session.prepare_avatar(
             arguments.image,
             arguments.out,
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> int:
             size=arguments.size,
             window=arguments.window,
         )
-        engines = session.engines
+        engines = session.engine_reports
     summary = {
         "file": str(arguments.out),
         "size_bytes": arguments.out.stat().st_size,
@@ -48,17 +47,16 @@ def main(argv: list[str]) -> int:
         "window": avatar.window,
         "package_digest": avatar.package_digest,
         "device": arguments.device,
-        "engines": {graph: {"provider": got[0], "precision": got[1]} for graph, got in engines.items()},
+        "engines": {graph: got.as_dict() for graph, got in engines.items()},
     }
-    print(json.dumps(summary) if arguments.json else describe(summary))
+    print(json.dumps(summary) if arguments.json else describe(summary, engines=engines))
     return 0
 
 
-def describe(summary: Mapping[str, Any]) -> str:
+def describe(summary: Mapping[str, Any], *, engines: Mapping[str, EngineReport]) -> str:
     """Say in two lines what was made, and what computed it."""
     height, width = summary["size"]
-    engines = sorted({f"{got['provider']}, {got['precision']}" for got in summary["engines"].values()})
     return (
         f"wrote {summary['file']} ({summary['size_bytes']} bytes), prepared for {height}x{width} and windows of "
-        f"{summary['window']} frames\nengine {'; '.join(engines)}, asked for {summary['device']}"
+        f"{summary['window']} frames\n{engines_line(engines)}; asked for {summary['device']}"
     )

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from .command_render import describe, progress_line
-from .options import OptionParser, add_run_options
+from .options import OptionParser, add_session_options, session_arguments
 from .session import AvatarSession
 
 DEMO_SPEECH = Path(__file__).parent / "embedded" / "demo.wav"
@@ -19,11 +19,9 @@ def main(argv: list[str]) -> int:
         "--out", type=Path, default=Path("edgereels-demo.mp4"), help="where to write (default: edgereels-demo.mp4)"
     )
     parser.add_argument("--avatar", metavar="NAME", help="one of the embedded avatars (default: the first)")
-    add_run_options(parser)
+    add_session_options(parser)
     arguments = parser.parse_args(argv)
-    with AvatarSession.open(
-        "default", device=arguments.device, threads=arguments.threads, compute=arguments.compute
-    ) as session:
+    with AvatarSession.open("default", **session_arguments(arguments)) as session:
         report = session.render(
             audio=DEMO_SPEECH,
             out=arguments.out.absolute(),

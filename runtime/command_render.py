@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from .options import OptionParser, add_run_options, size
-from .report import RenderReport
+from .options import OptionParser, add_session_options, session_arguments, size
+from .report import RenderReport, engines_line
 from .session import AvatarSession
 
 
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     draws = parser.add_mutually_exclusive_group()
     draws.add_argument("--seed", type=int, help="seed of the random draws (default: 42)")
     draws.add_argument("--noise", type=Path, metavar="FILE", help="safetensors file with recorded draws rng.NNN.*")
-    add_run_options(parser)
+    add_session_options(parser)
     return parser
 
 
@@ -64,9 +64,7 @@ def main(argv: list[str]) -> int:
 
 
 def _render(arguments: argparse.Namespace) -> RenderReport:
-    with AvatarSession.open(
-        arguments.package, device=arguments.device, threads=arguments.threads, compute=arguments.compute
-    ) as session:
+    with AvatarSession.open(arguments.package, **session_arguments(arguments)) as session:
         return session.render(
             audio=arguments.audio,
             out=arguments.out,
@@ -104,7 +102,6 @@ def describe(report: RenderReport) -> str:
         f"in {report.wall_s:.2f} s: real-time factor {report.real_time_factor:.2f}"
     )
     lines.append(
-        f"engine {report.provider}, {report.precision}, {report.threads} threads, asked for {report.device}; "
-        f"{report.machine}"
+        f"{engines_line(report.engines)}; {report.threads} threads, asked for {report.device}; {report.machine}"
     )
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 """What the verbs' command lines have in common: one line for wrong usage, and the options that each of them takes."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .engine import COMPUTE_CHOICES, parse_device
 
@@ -31,7 +31,10 @@ def add_run_options(parser: argparse.ArgumentParser, *, compute: str = "auto") -
         compute: default precision.
     """
     parser.add_argument(
-        "--device", type=device, default="cpu", help="cpu, cuda:N, openvino:CPU|GPU|NPU or auto (default: cpu)"
+        "--device",
+        type=device,
+        default="cpu",
+        help="cpu, onnxruntime:CPU, cuda:N, openvino:CPU|GPU|NPU or auto (default: cpu)",
     )
     parser.add_argument(
         "--compute", default=compute, choices=COMPUTE_CHOICES, help=f"arithmetic precision (default: {compute})"
@@ -43,6 +46,34 @@ def add_run_options(parser: argparse.ArgumentParser, *, compute: str = "auto") -
         help="all engines together use at most N (default: the cores this process may use)",
     )
     add_print_options(parser)
+
+
+def add_session_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every verb that opens a session understands: `add_run_options`, --place and --allow-fallback."""
+    add_run_options(parser)
+    parser.add_argument(
+        "--place",
+        type=place,
+        default={},
+        metavar="NAME=DEVICE[,...]",
+        help="subnetworks or graphs that run elsewhere: dit=cuda:0,vae_decoder=openvino:GPU",
+    )
+    parser.add_argument(
+        "--allow-fallback",
+        action="store_true",
+        help="let the best CPU engine take over where a device can't be had (default: an error)",
+    )
+
+
+def session_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what `AvatarSession.open` is given of the options of `add_session_options`."""
+    return {
+        "device": arguments.device,
+        "threads": arguments.threads,
+        "compute": arguments.compute,
+        "place": arguments.place,
+        "allow_fallback": arguments.allow_fallback,
+    }
 
 
 def add_print_options(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +91,19 @@ def device(text: str) -> str:
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
     return text
+
+
+def place(text: str) -> dict[str, str]:
+    """Read NAME=DEVICE[,NAME=DEVICE]."""
+    placed: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, where = part.partition("=")
+        if not equals or not name or name in placed:
+            raise argparse.ArgumentTypeError(
+                f"{part!r}: expected NAME=DEVICE such as dit=cuda:0, each name once, separated by commas"
+            )
+        placed[name] = device(where)
+    return placed
 
 
 def threads(text: str) -> int:

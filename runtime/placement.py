@@ -118,6 +118,7 @@ class Placement(Mapping[str, Engine]):
             raise EngineError(f"the session of {self._package.name} is closed; open the package again")
         engine, fallback = self._opened(graph)
         self._got[graph] = EngineReport(
+            subnetwork=self._package.graph(graph).subnetwork,
             asked=self.asked_for(graph),
             library=engine.library,
             provider=engine.provider,

@@ -2,19 +2,29 @@
 """What a render made, and how fast on which machine."""
 
 import dataclasses
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .engine import usable_cores
+LIBRARY_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+SUBNETWORK_NAMES = {
+    "dit": "DiT",
+    "vae_encoder": "VAE encoder",
+    "vae_decoder": "VAE decoder",
+    "finish": "colours",
+    "audio_encoder": "audio encoder",
+    "image_encoder": "image encoder",
+    "text_encoder": "text encoder",
+}
 
 
 @dataclass(frozen=True)
 class EngineReport:
     """Where a graph was asked to run, and what runs it."""
 
+    subnetwork: str
+    """What the graph belongs to."""
     asked: str
     """Device, as it was named."""
     library: str
@@ -31,6 +41,31 @@ class EngineReport:
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
         return dataclasses.asdict(self)
+
+    @property
+    def what(self) -> str:
+        """Library, provider and precision in words, and how many operators each provider has where they are several."""
+        parts = [self.provider, self.precision]
+        if len(self.node_counts) > 1:
+            parts += [f"{count} operators on {provider}" for provider, count in sorted(self.node_counts.items())]
+        return f"{LIBRARY_NAMES.get(self.library, self.library)} ({', '.join(parts)})"
+
+
+def engines_line(engines: Mapping[str, EngineReport]) -> str:
+    """Say in one line what runs on what: "DiT, VAE decoder on OpenVINO (OpenVINO CPU, bf16); colours on ...".
+
+    Args:
+        engines: graph to its report.
+    """
+    groups: dict[str, list[str]] = {}
+    for engine in sorted(engines.values(), key=lambda engine: list(SUBNETWORK_NAMES).index(engine.subnetwork)):
+        names = groups.setdefault(engine.what, [])
+        name = SUBNETWORK_NAMES[engine.subnetwork]
+        if name not in names:
+            names.append(name)
+    if len(groups) == 1:
+        return f"everything on {next(iter(groups))}"
+    return "; ".join(f"{', '.join(names)} on {what}" for what, names in groups.items())
 
 
 @dataclass(frozen=True)
@@ -78,18 +113,3 @@ class RenderReport:
         """Return everything as plain values."""
         fields = dataclasses.asdict(self) | {"files": [str(path) for path in self.files]}
         return fields | {"media_s": self.media_s, "real_time_factor": self.real_time_factor}
-
-
-def processor() -> str:
-    """Return what the system calls its processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
-
-
-def processor_name() -> str:
-    """Return what the system calls its processor, and how many cores this process may use."""
-    return f"{processor()}, {usable_cores()} cores usable"

@@ -18,12 +18,13 @@ from .chunks import VideoChunk
 from .engine import COMPUTE_CHOICES
 from .errors import EdgereelsError, PackageError, UsageError
 from .loudness import normalise_loudness
+from .machine import processor_name
 from .model_package import ModelPackage
 from .observe import Observe
 from .placement import Asked, Placement, check_device
 from .planner import Plan, check_settings, plan
 from .prepare import Preparation, find_avatar
-from .report import RenderReport, processor_name
+from .report import EngineReport, RenderReport
 from .sampler import Draws, RecordedDraws, SeededDraws, draw_shapes
 from .sinks import ArraySink, LinesSink, Mp4Sink, Sink, check_target, import_av
 from .stream import LATENT_CHANNELS, VAE_STRIDE, Stream
@@ -137,6 +138,11 @@ class AvatarSession:
     def engines(self) -> dict[str, tuple[str, str]]:
         """Name of every graph that is open -> (provider, precision): what was got."""
         return {graph: (got.provider, got.precision) for graph, got in self._placement.got().items()}
+
+    @property
+    def engine_reports(self) -> dict[str, EngineReport]:
+        """Name of every graph that is open -> what was asked and what was got, whole."""
+        return self._placement.got()
 
     def stream(
         self,

@@ -118,7 +118,7 @@ BAD: dict[str, tuple[int, list[str], str]] = {
     "prompt where none is taken": (1, ["--prompt", "hello"], "prompt"),
     "negative prompt where none is taken": (1, ["--negative-prompt", "hello"], "prompt"),
     "text guidance where no prompt is taken": (1, ["--guidance-text", "3"], "guidance"),
-    "openvino": (1, ["--device", "openvino:CPU"], "openvino"),
+    "a device that is not here": (1, ["--device", "openvino:NPU"], "NPU"),
     "f16 on a CPU": (1, ["--compute", "f16"], "f32"),
     "draws from no such file": (1, ["--noise", "none"], "none"),
     "draws from a sound": (1, ["--noise", "s.wav"], "rng.NNN"),
@@ -463,7 +463,7 @@ def test_a_prompt_without_its_libraries_names_the_command_that_installs_them(
     ("module", "extra", "options"),
     [
         pytest.param("av", "video", ["--out", "v.mp4"], id="no PyAV"),
-        pytest.param("onnxruntime", "cpu", ["--frames", "f.npy"], id="no ONNX Runtime"),
+        pytest.param("onnxruntime", "cpu", ["--frames", "f.npy", "--device", "onnxruntime:CPU"], id="no ONNX Runtime"),
     ],
 )
 def test_a_missing_library_names_the_command_that_installs_it(

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which graph runs where: what is asked for is what is got, or an error, or a fallback that everybody is told of."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgereels.runtime import AvatarSession, EngineError, ModelPackage, Trace, UsageError, placement
+from edgereels.runtime.cli import main
+from edgereels.runtime.placement import Asked, Placement
+from edgereels.runtime.report import EngineReport, engines_line
+
+from .stand_in_package import write_stand_in
+
+SOUND = (0.3 * np.sin(np.arange(16000) * 0.1)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_stand_in(tmp_path_factory.mktemp("packages") / "stand-in")
+
+
+@pytest.fixture(scope="module")
+def package(folder: Path) -> ModelPackage:
+    return ModelPackage.open(folder)
+
+
+class Recorded:
+    """Stands in for `open_engine`: remembers what it was asked, and gives what it was asked for."""
+
+    library, precision, node_counts = "onnxruntime", "f32", {"CPUExecutionProvider": 3}
+
+    def __init__(self, *, refused: tuple[str, ...] = ()) -> None:
+        self.asked: dict[str, dict[str, Any]] = {}
+        self._refused = refused
+
+    def __call__(self, graph: Path, **asked: Any) -> "Recorded":
+        if asked["device"] in self._refused:
+            raise EngineError(f"no {asked['device']} here")
+        self.asked[graph.stem] = asked
+        self.provider = asked["device"]
+        return self
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    recorded = Recorded(refused=("cuda:0",))
+    monkeypatch.setattr(placement, "open_engine", recorded)
+    return recorded
+
+
+def test_a_subnetwork_and_a_graph_can_have_their_own_device(package: ModelPackage, opened: Recorded) -> None:
+    place = {"vae_decoder": "openvino:GPU", "vae_decoder_first": "onnxruntime:CPU"}
+    made = Placement(package, Asked(device="cpu", place=place))
+    made.warm("dit", "vae_decoder_first", "vae_decoder_next")
+    where = {graph: asked["device"] for graph, asked in opened.asked.items()}
+    assert where == {"dit": "cpu", "vae_decoder_first": "onnxruntime:CPU", "vae_decoder_next": "openvino:GPU"}
+    assert made.got()["vae_decoder_next"].asked == "openvino:GPU"
+
+
+def test_only_transformer_and_vae_compute_in_less_than_f32(package: ModelPackage, opened: Recorded) -> None:
+    made = Placement(package, Asked(compute="bf16"))
+    made.warm(*made)
+    low = {graph for graph, asked in opened.asked.items() if asked["compute"] == "bf16"}
+    assert low == {"dit", "vae_encoder_first", "vae_encoder_next", "vae_decoder_first", "vae_decoder_next"}
+
+
+def test_a_library_runs_its_own_sibling(
+    package: ModelPackage, opened: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = dict(package.manifest.graphs)
+    graphs["dit"] = dataclasses.replace(graphs["dit"], siblings={"openvino": "dit.openvino.onnx"})
+    quantized = dataclasses.replace(package, manifest=dataclasses.replace(package.manifest, graphs=graphs))
+    for library, file in (("openvino", "dit.openvino"), ("onnxruntime", "dit")):
+        opened.asked.clear()
+        monkeypatch.setattr(placement, "library_of", lambda _device, *, siblings, library=library: library)
+        Placement(quantized, Asked()).warm("dit")
+        assert list(opened.asked) == [file]
+        assert opened.asked[file]["siblings"]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        pytest.param({"unet": "cpu"}, "no unet to be placed; expected of it: audio_encoder", id="name"),
+        pytest.param({"dit": "gpu"}, "device 'gpu' is unknown", id="device"),
+    ],
+)
+def test_a_place_that_makes_no_sense_is_refused(folder: Path, place: Mapping[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        AvatarSession.open(folder, place=place)
+
+
+@pytest.mark.parametrize("text", ["dit", "dit=gpu", "=cpu", "dit=cpu,dit=cpu", "dit=cpu,"])
+def test_a_place_that_can_not_be_read_is_wrong_usage(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["render", "--audio", "a.wav", "--frames", "f.npy", "--place", text]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_unknown_name_on_the_command_line_is_wrong_usage(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["render", "--package", str(folder), "--audio", "a.wav", "--frames", str(tmp_path / "f.npy")]
+    assert main([*arguments, "--place", "unet=cpu"]) == 2
+    assert "unet" in capsys.readouterr().err
+
+
+def test_a_device_that_can_not_be_had_is_an_error(package: ModelPackage, opened: Recorded) -> None:
+    with pytest.raises(EngineError, match="no cuda:0 here"):
+        Placement(package, Asked(device="cuda:0")).warm("dit")
+
+
+def test_a_fallback_that_was_allowed_is_told(
+    package: ModelPackage, opened: Recorded, caplog: pytest.LogCaptureFixture
+) -> None:
+    trace = Trace()
+    made = Placement(package, Asked(device="cuda:0", compute="f16", allow_fallback=True))
+    made.record_to(trace)
+    made.warm("dit", "vae_decoder_next", "finish")
+    assert {got.asked for got in made.got().values()} == {"cuda:0"}
+    assert {got.provider for got in made.got().values()} == {"cpu"}
+    told = [event for event in trace.events if event["event"] == "fallback"]
+    assert [event["graph"] for event in told] == ["dit", "vae_decoder_next", "finish"]
+    assert {event["reason"] for event in told} == {"no cuda:0 here"}
+    assert len(caplog.messages) == 1  # not one for each graph
+    assert opened.asked["dit"]["compute"] == "auto"  # f16 is the card's
+
+
+def test_what_was_had_is_no_fallback(package: ModelPackage, opened: Recorded, caplog: pytest.LogCaptureFixture) -> None:
+    """Negative control."""
+    trace = Trace()
+    made = Placement(package, Asked(device="cpu", allow_fallback=True))
+    made.record_to(trace)
+    made.warm("dit")
+    assert made.got()["dit"].fallback is None
+    assert not [event for event in trace.events if event["event"] == "fallback"]
+    assert not caplog.messages
+
+
+def test_a_real_render_without_a_card_falls_back_and_says_so(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime's CPU build has no CUDA: one line on stderr, the report, the trace."""
+    import onnxruntime
+    import soundfile
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime was built for CUDA")
+    soundfile.write(tmp_path / "a.wav", SOUND, 16000)
+    arguments = ["render", "--package", str(folder), "--audio", str(tmp_path / "a.wav")]
+    arguments += ["--frames", str(tmp_path / "f.npy"), "--trace", str(tmp_path / "t.jsonl"), "--json"]
+    assert main([*arguments, "--place", "dit=cuda:0"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main([*arguments, "--place", "dit=cuda:0", "--allow-fallback"]) == 0
+    out, err = capsys.readouterr()
+    engines = json.loads(out)["engines"]
+    assert engines["dit"]["asked"] == "cuda:0"
+    assert "cuda:0" in engines["dit"]["fallback"]
+    assert engines["finish"]["fallback"] is None
+    assert "warning" in err and err.count("\n") == 1
+    events = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [event["graph"] for event in events if event["event"] == "fallback"] == ["dit"]
+
+
+def _report(subnetwork: str, **changed: Any) -> EngineReport:
+    fields = {"asked": "cpu", "library": "onnxruntime", "provider": "CPUExecutionProvider", "precision": "f32"}
+    return EngineReport(subnetwork=subnetwork, **(fields | {"node_counts": {}} | changed))
+
+
+def test_one_line_says_what_runs_on_what() -> None:
+    alike = {"dit": _report("dit"), "finish": _report("finish")}
+    assert engines_line(alike) == "everything on ONNX Runtime (CPUExecutionProvider, f32)"
+    openvino = {"library": "openvino", "provider": "OpenVINO GPU", "precision": "f16"}
+    mixed = alike | {f"vae_decoder_{part}": _report("vae_decoder", **openvino) for part in ("first", "next")}
+    assert engines_line(mixed) == (
+        "DiT, colours on ONNX Runtime (CPUExecutionProvider, f32); VAE decoder on OpenVINO (OpenVINO GPU, f16)"
+    )
+
+
+def test_operators_on_several_providers_are_counted_in_that_line() -> None:
+    counts = {"CUDAExecutionProvider": 300, "CPUExecutionProvider": 12}
+    said = engines_line({"dit": _report("dit", node_counts=counts)})
+    assert "12 operators on CPUExecutionProvider, 300 operators on CUDAExecutionProvider" in said
