@@ -19,7 +19,7 @@ from ..runtime.manifest import LIBRARIES, parse_json
 FORMAT = "edgereels-recipe"
 FORMAT_VERSION = 1
 OPERATORS = ("MatMul", "Gemm", "Conv", "Parameter")
-"""What a rule may name: the three kinds of layers, and "Parameter" for any other stored tensor (an embedding, a norm)."""
+"""What a rule may name: three kinds of layers, and "Parameter" for any other stored tensor (an embedding, a norm)."""
 FORMS: Mapping[str, tuple[str, ...]] = {
     "keep": OPERATORS,
     "fp16": OPERATORS,
@@ -148,7 +148,7 @@ BUILT_IN: Mapping[str, Recipe] = {
             "w8a8",
             (
                 # No render runs dit_time at the package's own schedule, so there is no trajectory to take ranges from.
-                Rule(("dit_time",), _ALL, _MATMULS, "int8"),
+                Rule(("dit_time*",), _ALL, _MATMULS, "int8"),
                 Rule(("dit*",), _ALL, _MATMULS, "int8-dynamic", engine="onnxruntime"),
                 Rule(("dit*",), _ALL, _MATMULS, "int8-static", engine="openvino"),
                 # ONNX Runtime's quantized convolutions are slower than its float32 ones: 93 ms against 58.
@@ -278,7 +278,7 @@ def check_names(recipe: Recipe, layers: Mapping[str, Iterable[str]]) -> None:
     for number, rule in enumerate(recipe.rules):
         where = f"recipe {recipe.name}: rules[{number}]"
         for pattern in rule.graphs:
-            if not _WILD & set(pattern) and pattern not in layers and pattern not in _MAY_BE_ABSENT:
+            if not _WILD & set(pattern) and pattern not in layers:
                 raise UsageError(f"{where}: there is no graph {pattern!r}{nearest(pattern, layers)}")
         graphs = [graph for graph in layers if any(fnmatchcase(graph, pattern) for pattern in rule.graphs)]
         names = sorted({name for graph in graphs for name in layers[graph]})
@@ -288,10 +288,6 @@ def check_names(recipe: Recipe, layers: Mapping[str, Iterable[str]]) -> None:
                     f"{where}: no layer of {', '.join(graphs[:3])}{' ...' if len(graphs) > 3 else ''} is called "
                     f"{pattern!r}{nearest(pattern, names)}"
                 )
-
-
-_MAY_BE_ABSENT = ("dit_time",)
-"""Named by a built-in recipe; `export --only` can leave the subnetwork out."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
