@@ -101,31 +101,28 @@ def _read_graphs(package: ModelPackage) -> Iterator[SourceGraph]:
         yield SourceGraph(name, entry.subnetwork, model, tuple(find_layers(model, graph=name)))
 
 
-def activations(recipe: Recipe, graphs: Sequence[SourceGraph]) -> dict[str, tuple[str, ...]]:
-    """Return graph to the values whose ranges the recipe needs, each once; graphs that need none are left out.
+def static_layers(recipe: Recipe, graphs: Sequence[SourceGraph]) -> dict[str, tuple[str, ...]]:
+    """Return graph to the layers whose activations need a range; graphs without any are left out.
 
     Raises:
         UsageError: the recipe names a graph or a layer that is not there.
     """
     check_names(recipe, {graph.name: [layer.name for layer in graph.layers] for graph in graphs})
-    found: dict[str, tuple[str, ...]] = {}
-    for graph in graphs:
-        static = [layer for layer in graph.layers if any(_rule(recipe, layer, e).form == "int8-static" for e in LIBRARIES)]
-        if static:
-            found[graph.name] = tuple(dict.fromkeys(layer.activation for layer in static))
-    return found
+
+    def is_static(layer: Layer) -> bool:
+        return any(_rule(recipe, layer, library).form == "int8-static" for library in LIBRARIES)
+
+    found = {graph.name: tuple(layer.name for layer in graph.layers if is_static(layer)) for graph in graphs}
+    return {graph: names for graph, names in found.items() if names}
 
 
-def make_plan(
-    recipe: Recipe, graphs: Sequence[SourceGraph], *, ranges: Mapping[tuple[str, str], tuple[float, float]]
-) -> Plan:
+def make_plan(recipe: Recipe, graphs: Sequence[SourceGraph], *, find_range: FindRange) -> Plan:
     """Settle every layer.
 
     Args:
         recipe: what is asked for.
         graphs: what there is.
-        ranges: (graph, value) to the smallest and largest number that it took; a graph that no render runs (a part of
-            the DiT) takes them from one of the same subnetwork whose layer has the same name.
+        find_range: returns what a calibration found of a layer's activation, or None.
 
     Raises:
         UsageError: the recipe names a graph or a layer that is not there.
@@ -133,7 +130,6 @@ def make_plan(
     check_names(recipe, {graph.name: [layer.name for layer in graph.layers] for graph in graphs})
     exceptions: dict[str, list[tuple[Layer, str, Rule]]] = {}
     planned: list[PlannedGraph] = []
-    find_range = _range_finder(graphs, ranges)
     for graph in graphs:
         decided: dict[str, tuple[Decided, ...]] = {}
         for library in LIBRARIES:
@@ -180,24 +176,6 @@ def _unfit_for_int4(layer: Layer) -> str:
 
 def _plain_int8(rule: Rule) -> Rule:
     return Rule(rule.graphs, rule.layers, rule.operators, "int8", rule.engine, rule.bits)
-
-
-def _range_finder(
-    graphs: Sequence[SourceGraph], ranges: Mapping[tuple[str, str], tuple[float, float]]
-) -> FindRange:
-    """Return a function that looks a layer's range up: in its own graph, else in a fellow of the same subnetwork."""
-    subnetworks = {graph.name: graph.subnetwork for graph in graphs}
-    fellows: dict[tuple[str, str], Range] = {}
-    for graph in graphs:
-        for layer in graph.layers:
-            if found := ranges.get((graph.name, layer.activation)):
-                fellows.setdefault((graph.subnetwork, layer.name), Range(*found))
-
-    def find(layer: Layer) -> Range | None:
-        own = ranges.get((layer.graph, layer.activation))
-        return Range(*own) if own else fellows.get((subnetworks[layer.graph], layer.name))
-
-    return find
 
 
 def _rules_for(entries: Sequence[tuple[Layer, str, Rule]]) -> Iterator[Rule]:

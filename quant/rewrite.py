@@ -15,8 +15,9 @@ Layers that share an input (q, k and v) share its quantization. What moves value
 integers right at the layer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -193,15 +194,15 @@ class _Rewriter:
 
     def _weight_only(self, layer: Layer, storage: Storage, stored: StoredWeight) -> None:
         integers, scales = self._integers(layer, storage, stored)
-        axis, blocks = self._axis_at(layer), {}
+        attributes: dict[str, Any] = {"axis": self._axis_at(layer)}
         if storage.kind == "int4":
-            axis, blocks = 0, {"block_size": INT4_BLOCK}
+            attributes.update(axis=0, block_size=INT4_BLOCK)
             self._as_matmul(layer)
         floats = f"{integers}.dequantized"
         if floats not in self._made:
             self._made.add(floats)
             made = helper.make_node(
-                "DequantizeLinear", [integers, scales], [floats], name=f"{floats}/DequantizeLinear", axis=axis, **blocks
+                "DequantizeLinear", [integers, scales], [floats], name=f"{floats}/DequantizeLinear", **attributes
             )
             self._put_before(layer.node, made)
         self._nodes[layer.node].input[1] = floats

@@ -9,8 +9,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 from onnx import TensorProto
 
 from ..runtime.package_writer import Piece
@@ -25,7 +26,7 @@ LINE_BYTES = 64
 COPY_BYTES = 8 << 20
 """Read at a time of what does not change."""
 
-_BITS = {
+_BITS: dict[int, int] = {
     TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 16, TensorProto.INT8: 8, TensorProto.INT4: 4,
 }  # fmt: skip
 _FLOATS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -107,7 +108,7 @@ def pieces(slots: tuple[Slot, ...], *, root: Path) -> Iterator[Piece]:
             yield bytes(place.offset - end)
             written = 0
             for piece in content:
-                written += memoryview(piece).nbytes
+                written += len(piece) if isinstance(piece, bytes) else piece.nbytes
                 yield piece
             assert written == place.length, f"{slot} gave {written} bytes"
             end = place.offset + place.length
@@ -119,7 +120,7 @@ def _places(slot: Slot) -> Iterator[Place]:
         yield slot.weight.scales
 
 
-def _content(slot: Slot, *, root: Path) -> Iterator[Iterator[Piece]]:
+def _content(slot: Slot, *, root: Path) -> Iterator[Iterator[bytes | npt.NDArray[Any]]]:
     """Yield the bytes of values, then of scales."""
     if slot.storage == KEPT:
         yield _as_it_is(slot.stored, root=root)

@@ -159,6 +159,18 @@ class PackageWriter:
         self.add_file(name, incoming)
         return name
 
+    def draft(self, fields: Mapping[str, Any]) -> ModelPackage:
+        """Return the package as it would be, where it lies now: to be looked at before it gets its name.
+
+        Args:
+            fields: as for `finish`; parts that were not asked for are dropped now.
+
+        Raises:
+            PackageError: the result would not open.
+        """
+        with self._writing():
+            return ModelPackage(self.folder.resolve(), self._seal(fields))
+
     def finish(self, fields: Mapping[str, Any]) -> ModelPackage:
         """Write the manifest, run every opening check, and give the package its name.
 
@@ -176,6 +188,7 @@ class PackageWriter:
     def _seal(self, fields: Mapping[str, Any]) -> Manifest:
         """Write the manifest and check the whole."""
         self._drop_unwanted()
+        (self.folder / MANIFEST).unlink(missing_ok=True)  # that of a draft
         names = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
         files = {
             name: {"size_bytes": (self.folder / name).stat().st_size, "sha256": sha256_of(self.folder / name)}

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantize a package: follow a recipe, layer by layer, into a new package that proves what it cost.
+
+Memory holds one tensor at a time. A weights file in which nothing changes is taken over; any other becomes one new
+file, noted by the package's writer, so that a killed run goes on after the last finished one. The package gets its name
+only after the gate let it pass.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ..runtime import __version__
+from ..runtime.errors import PackageError, VerificationError
+from ..runtime.golden import Tolerance, golden_bytes, load_golden
+from ..runtime.manifest import Calibration
+from ..runtime.model_package import MANIFEST, ModelPackage
+from ..runtime.package_writer import PackageWriter
+from .layers import Layer, StoredTensor
+from .plan import FindRange, Plan, PlannedGraph, keeps_everything, make_plan, read_graphs, static_layers
+from .recipes import Recipe
+from .rewrite import KEPT, Range, Storage, StoredWeight, rewrite
+from .stored_weights import Slot, lay_out, named, pieces, unchanged
+
+CODEC_VERSION = 1
+"""Part of the key of resumed work: raised when the same recipe would give other bytes."""
+OPENVINO = "openvino"
+QUALITY = "quality.json"
+
+Progress = Callable[[str], None]
+Gate = Callable[[ModelPackage, ModelPackage, Progress], Mapping[str, Any]]
+"""Takes the source and the candidate; returns the quality record, whose `passed` and `faults` say whether it may be."""
+
+TOLERANCES: Mapping[str, Tolerance] = {
+    "fp16": Tolerance(0.003, 0.03, "weights rounded to 10 bits of mantissa: at least 50 dB"),
+    "bf16": Tolerance(0.018, 0.18, "weights rounded to 7 bits of mantissa: at least 35 dB", levels=2),
+    "int8": Tolerance(0.032, 0.32, "weights rounded to int8 per channel: at least 30 dB", levels=4),
+    "int8-dynamic": Tolerance(0.056, 0.56, "weights and activations rounded to int8: at least 25 dB", levels=8),
+    "int4": Tolerance(0.25, 1.0, "weights rounded to int4 in blocks of 64: at least 12 dB", levels=16),
+    "int8-static": Tolerance(0.25, 1.0, "int8 with ranges of speech, which these inputs are not: 12 dB", levels=16),
+}
+"""What a golden comparison allows a graph that holds a form; the widest of its forms counts."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to quantize, and how."""
+
+    package: str | Path
+    """Folder of the package, or the text "default"."""
+    target: Path
+    """Folder to write."""
+    recipe: Recipe
+    """What to follow."""
+    calibration: Path | None = None
+    """Folder with sounds (and pictures); None: the embedded demonstration."""
+    gate: Gate | None = None
+    """Judges the result; None: nobody does, and the package says so."""
+    enforce: bool = True
+    """Whether a missed gate leaves no package."""
+    force: bool = False
+    """Whether to replace a package that exists."""
+    threads: int | None = None
+    """For engines, as everywhere."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a form covers in a subnetwork."""
+
+    subnetwork: str
+    """Which."""
+    form: str
+    """On every engine, or "onnxruntime's / openvino's" where they differ."""
+    layers: int
+    """How many parameters are stored so."""
+    parameters: int
+    """Values in them."""
+    fp32_bytes: int
+    """What they would take as float32."""
+    size_bytes: int
+    """What they take, scales included."""
+
+    @property
+    def ratio(self) -> float:
+        """New size over float32 size."""
+        return self.size_bytes / self.fp32_bytes
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A package that was written."""
+
+    package: ModelPackage
+    """Opened."""
+    coverage: tuple[Coverage, ...]
+    """By subnetwork and form."""
+    notes: tuple[str, ...]
+    """Layers that got another form than the recipe asked for."""
+    quality: Mapping[str, Any] | None
+    """The quality record; None where there was no gate."""
+
+
+def quantize_package(request: Request, *, progress: Progress) -> Quantized:
+    """Write the quantized package.
+
+    Args:
+        request: what to do.
+        progress: called with a line before each piece of work.
+
+    Raises:
+        PackageError: the source is damaged, quantized already, or nothing of it is covered; the target can't be had.
+        UsageError: the recipe names a graph or layer that is not there.
+        MediaError: a sound to calibrate with can't be used.
+        VerificationError: the gate was missed; the message says where and by how much.
+    """
+    writer = PackageWriter(request.target, force=request.force)
+    writer.check_target()
+    progress("check the source")
+    source = ModelPackage.open(request.package)
+    _check_source(source)
+    graphs = read_graphs(source)
+    static = static_layers(request.recipe, graphs)
+    with writer:
+        find_range, calibration = _calibrated(source, static, request=request, writer=writer, progress=progress)
+        plan = make_plan(request.recipe, graphs, find_range=find_range)
+        if keeps_everything(plan):
+            raise PackageError(f"the recipe {plan.recipe.name} changes nothing in {source.name}; nothing to write")
+        slots, places = _write_weights(plan, source=source, writer=writer, progress=progress)
+        siblings = _write_graphs(plan, places=places, writer=writer)
+        _write_golden(plan, source=source, writer=writer)
+        _carry_over(source, writer=writer)
+        coverage = tuple(_coverage(plan, slots))
+        fields = _fields(plan, source=source, siblings=siblings, calibration=calibration, coverage=coverage)
+        quality = _judge(fields, source=source, request=request, writer=writer, progress=progress)
+        if quality is not None:
+            fields["quality"] = QUALITY
+        package = writer.finish(fields)
+    return Quantized(package, coverage, plan.notes, quality)
+
+
+def _check_source(source: ModelPackage) -> None:
+    done = source.manifest.quantization
+    if done is not None:
+        raise PackageError(
+            f"{source.name} is quantized already ({done.recipe}); quantize the package that it was made from "
+            f"(digest {done.source[:12]})",
+            code="quantized",
+        )
+
+
+def _calibrated(
+    source: ModelPackage,
+    static: Mapping[str, Sequence[str]],
+    *,
+    request: Request,
+    writer: PackageWriter,
+    progress: Progress,
+) -> tuple[FindRange, Calibration | None]:
+    """Return the ranges of activations, resumed where a killed run had them."""
+    if not static:
+        return lambda _layer: None, None
+    from .calibration import family, find_ranges
+    from .trajectory import record
+
+    key = _key("ranges", source.digest, {graph: list(names) for graph, names in static.items()}, _sounds(request))
+    done = writer.resume("ranges", key=key)
+    if done is None:
+        progress("calibrate: render")
+        recording = record(source, scratch=writer.scratch, folder=request.calibration, threads=request.threads)
+        progress("calibrate: watch the activations")
+        found = find_ranges(source, recording, scratch=writer.scratch, layers=static, threads=request.threads)
+        ranges = [[graph, name, seen.low, seen.high] for (graph, name), seen in sorted(found.of_layers.items())]
+        done = {"ranges": ranges, "calibration": asdict(recording.calibration)}
+        writer.complete("ranges", key=key, record=done)
+    by_layer = {(graph, name): Range(low, high) for graph, name, low, high in done["ranges"]}
+    calibration = Calibration(**done["calibration"] | {"sounds": tuple(done["calibration"]["sounds"])})
+    return lambda layer: by_layer.get((family(layer.graph), layer.name)), calibration
+
+
+def _sounds(request: Request) -> list[tuple[str, int, int]]:
+    """Return what tells whether the files to calibrate with are the same: names, sizes, times of change."""
+    folder = request.calibration
+    found = sorted(folder.iterdir()) if folder and folder.is_dir() else []
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps([CODEC_VERSION, __version__, *parts], sort_keys=True).encode()).hexdigest()
+
+
+# ── Files ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _write_weights(
+    plan: Plan, *, source: ModelPackage, writer: PackageWriter, progress: Progress
+) -> tuple[list[Slot], dict[tuple[StoredTensor, Storage], StoredWeight]]:
+    """Write every weights file that the graphs still refer to."""
+    wanted = plan.wanted()
+    every: list[Slot] = []
+    places: dict[tuple[StoredTensor, Storage], StoredWeight] = {}
+    locations = list(dict.fromkeys(stored.location for stored in wanted))
+    for number, location in enumerate(locations, start=1):
+        here = {stored: storages for stored, storages in wanted.items() if stored.location == location}
+        slots = lay_out(here)
+        every += slots
+        progress(f"weights {number} of {len(locations)}")
+        changes = any(storages != (KEPT,) for storages in here.values())
+        key = _key("weights", location, [[asdict(slot.stored), asdict(slot.storage)] for slot in slots])
+        record = writer.resume(location, key=key)
+        if record is None and changes:
+            record = {"location": writer.add_weights(pieces(slots, root=source.root))}
+        elif record is None:
+            writer.add_file(location, copied(source.root / location, writer.scratch / "copy"))
+            record = {"location": location}
+        writer.complete(location, key=key, record=record)
+        places |= named(slots, location=record["location"]) if changes else unchanged(here)
+    return every, places
+
+
+def copied(path: Path, target: Path) -> Path:
+    """Copy a file inside the kernel, which shares the blocks where the file system can."""
+    copy_range = getattr(os, "copy_file_range", None)  # absent beyond Linux
+    with path.open("rb") as source, target.open("wb") as sink:
+        left = os.fstat(source.fileno()).st_size
+        while left and copy_range:
+            try:
+                count = copy_range(source.fileno(), sink.fileno(), left)
+            except OSError:  # two file systems, or an old kernel: bytes have to pass through here
+                break
+            left -= count
+            if not count:
+                break
+        while piece := source.read(8 << 20) if left else b"":
+            sink.write(piece)
+    return target
+
+
+def _write_graphs(
+    plan: Plan, *, places: Mapping[tuple[StoredTensor, Storage], StoredWeight], writer: PackageWriter
+) -> dict[str, str]:
+    """Write every graph, and OpenVINO's where it differs; return graph to its sibling."""
+
+    def place(layer: Layer, storage: Storage) -> StoredWeight:
+        return places[layer.stored, storage]
+
+    siblings: dict[str, str] = {}
+    for graph in plan.graphs:
+        for library, file in _files_of(graph).items():
+            model = rewrite(graph.source.model, graph.decided[library], place=place)
+            writer.add_file(file, model.SerializeToString(deterministic=True))
+        if graph.has_sibling:
+            siblings[graph.source.name] = _files_of(graph)[OPENVINO]
+    return siblings
+
+
+def _files_of(graph: PlannedGraph) -> dict[str, str]:
+    name = graph.source.name
+    files = {"onnxruntime": f"{name}.onnx"}
+    return files | {OPENVINO: f"{name}.{OPENVINO}.onnx"} if graph.has_sibling else files
+
+
+def _write_golden(plan: Plan, *, source: ModelPackage, writer: PackageWriter) -> None:
+    """Write the golden vectors again, with the tolerance of the widest form in each graph."""
+    for graph in plan.graphs:
+        path = source.golden_path(graph.source.name)
+        if path is None:
+            continue
+        vectors = load_golden(path)
+        allowed = [TOLERANCES[form] for form in graph.forms if form in TOLERANCES]
+        widest = max([vectors.tolerance, *allowed], key=lambda tolerance: tolerance.rel_l2)
+        writer.add_file(
+            source.manifest.golden[graph.source.name],
+            golden_bytes(vectors.inputs, vectors.outputs, tolerance=widest),
+        )
+
+
+def _carry_over(source: ModelPackage, *, writer: PackageWriter) -> None:
+    """Take over whatever the recipe says nothing about: avatars, tables, licences, the tokenizer."""
+    manifest = source.manifest
+    made_anew = {entry.file for entry in manifest.graphs.values()} | set(manifest.golden.values()) | {manifest.quality}
+    for name in manifest.files:
+        if not name.startswith("weights/") and name not in made_anew:
+            writer.add_file(name, copied(source.root / name, writer.scratch / "copy"))
+
+
+# ── What the manifest says ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _fields(
+    plan: Plan,
+    *,
+    source: ModelPackage,
+    siblings: Mapping[str, str],
+    calibration: Calibration | None,
+    coverage: Sequence[Coverage],
+) -> dict[str, Any]:
+    """Return the manifest of the new package, but for what the writer makes."""
+    fields: dict[str, Any] = json.loads((source.root / MANIFEST).read_bytes())
+    for key in ("format", "format_version", "digest", "files", "quality"):
+        fields.pop(key, None)
+    for graph in plan.graphs:
+        entry = fields["graphs"][graph.source.name]
+        entry["file"] = f"{graph.source.name}.onnx"
+        if graph.source.name in siblings:
+            entry["siblings"] = {OPENVINO: siblings[graph.source.name]}
+    storage = next((rule.form for rule in plan.recipe.rules if rule.form in ("fp16", "bf16")), None)
+    if storage and all(rule.form == storage for rule in plan.recipe.rules):
+        fields["precision"] = storage
+    fields["made_with"] |= {"edgereels": __version__, "onnx": onnx.__version__, "numpy": np.__version__}
+    fields["quantization"] = {
+        "recipe": plan.recipe.name,
+        "rules": [rule.as_json() for rule in plan.recipe.rules],
+        "source": source.digest,
+        "calibration": None if calibration is None else asdict(calibration) | {"sounds": list(calibration.sounds)},
+        "covered": {
+            "layers": sum(row.layers for row in coverage),
+            "parameters": sum(row.parameters for row in coverage),
+            "size_bytes": sum(row.size_bytes for row in coverage),
+            "fp32_bytes": sum(row.fp32_bytes for row in coverage),
+        },
+    }
+    return fields
+
+
+def _coverage(plan: Plan, slots: Sequence[Slot]) -> list[Coverage]:
+    """Return what is stored in fewer bits, by subnetwork and form."""
+    sizes: dict[StoredTensor, int] = {}
+    for slot in slots:
+        sizes[slot.stored] = sizes.get(slot.stored, 0) + slot.size_bytes
+    rows: dict[tuple[str, str], set[StoredTensor]] = {}
+    seen: set[StoredTensor] = set()
+    for graph in plan.graphs:
+        for ours, theirs in zip(graph.decided["onnxruntime"], graph.decided[OPENVINO], strict=True):
+            forms = dict.fromkeys([ours.rule.form, theirs.rule.form])
+            if ours.layer.stored not in seen and any(form != "keep" for form in forms):
+                seen.add(ours.layer.stored)
+                rows.setdefault((graph.source.subnetwork, " / ".join(forms)), set()).add(ours.layer.stored)
+    return [
+        Coverage(
+            subnetwork=subnetwork,
+            form=form,
+            layers=len(tensors),
+            parameters=sum(stored.elements for stored in tensors),
+            fp32_bytes=4 * sum(stored.elements for stored in tensors),
+            size_bytes=sum(sizes[stored] for stored in tensors),
+        )
+        for (subnetwork, form), tensors in rows.items()
+    ]
+
+
+# ── The gate ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _judge(
+    fields: Mapping[str, Any],
+    *,
+    source: ModelPackage,
+    request: Request,
+    writer: PackageWriter,
+    progress: Progress,
+) -> Mapping[str, Any] | None:
+    """Let the gate look at the package where it was written, before it has its name.
+
+    Raises:
+        VerificationError: it was missed, and the request insists on it.
+    """
+    if request.gate is None:
+        return None
+    quality = request.gate(source, writer.draft(fields), progress)
+    faults = [str(fault) for fault in quality.get("faults", ())]
+    if request.enforce and not quality["passed"]:
+        raise VerificationError(
+            f"{request.target} was not written: {'; '.join(faults) or 'the gate was missed'} "
+            "(--no-gate writes it and marks it as failed)"
+        )
+    text = json.dumps(quality, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    writer.add_file(QUALITY, text.encode("utf-8"))
+    return quality
