@@ -30,6 +30,7 @@ SUMMARIES = {
     "avatar": "prepare one identity for a package",
     "render": "sound and a face in, video out",
     "demo": "render a bundled clip with the embedded avatar",
+    "doctor": "say whether a package can run here, on what, and what would be faster",
 }
 
 

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a package can run here, on what, and what would be better: the findings of `edgereels doctor`.
+
+Whatever may end a process is tried in another one (`trial`): a library that crashes while it is imported, a graph that
+crashes while it is compiled, memory that runs out.
+"""
+
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .cuda_driver import CudaDriver, find_cards
+from .engine import Device, bounded_threads, library_of
+from .engine_libraries import Library, find_libraries, library_findings, machine_findings
+from .engine_wheels import Finding, install_line
+from .errors import EdgereelsError
+from .footprint import Footprint, estimate
+from .machine import Memory, Processor, intel_graphics, memory_facts, processor_facts
+from .manifest import GraphEntry
+from .model_package import ModelPackage
+from .seen_hardware import seen_on
+from .session import WARM_GRAPHS
+from .trial_process import Answer, Ask, ask_trial
+
+PACKAGE_TIMEOUT_S = 300.0
+"""For running a package once; a few seconds for what `WINDOW_BUDGET_S` lets through."""
+WINDOW_BUDGET_S = 5.0
+"""A window that would take longer isn't run: golden vectors are, which are small."""
+FLOPS_PER_THREAD = 20e9
+"""What one thread of an ordinary processor reaches in f32, operations per second; only the above hangs on it."""
+RENDER_GRAPHS = ("audio_encoder", *WARM_GRAPHS)
+"""Graphs that a render opens."""
+FASTER = 1.05
+"""An engine is called faster where even its slowest round was faster by this."""
+
+
+@dataclass(frozen=True)
+class GraphRow:
+    """Where one graph runs."""
+
+    graph: str
+    """Name in the manifest."""
+    subnetwork: str
+    """Which one it belongs to."""
+    library: str
+    """"onnxruntime" or "openvino"."""
+    provider: str
+    """The part of the library that runs it."""
+    precision: str
+    """What it computes in."""
+    file: str
+    """File that the library opened: the graph's own or the library's sibling."""
+    seen: str
+    """On what hardware this path was ever run; empty: unverified."""
+    fallback: str | None
+    """Why it isn't where it was asked to be; None where it is."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory that the package needs against what is free."""
+
+    where: str
+    """"memory" or "cuda:0"."""
+    needed_bytes: int
+    """At its peak, the whole process."""
+    free_bytes: int | None
+    """None where the system doesn't tell."""
+    is_measured: bool
+    """Whether it was measured while running; otherwise estimated from the manifest."""
+    how: str
+    """What was measured, or what the estimate rests on."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is enough; unknown counts as enough."""
+        return self.free_bytes is None or self.needed_bytes <= self.free_bytes
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What switching the heavy graphs to another device would bring."""
+
+    device: str
+    """What to ask for instead."""
+    n: int
+    """Paired rounds; 0 where it could not be measured."""
+    median: float
+    """How many times as fast as now."""
+    low: float
+    """Smallest of the rounds."""
+    high: float
+    """Largest of the rounds."""
+    graphs: Mapping[str, Mapping[str, Any]]
+    """Graph to provider, precision, now_ms, then_ms and calls."""
+    fault: str = ""
+    """Why it could not be measured."""
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether every round was faster."""
+        return self.n > 0 and self.low >= FASTER
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that doctor found."""
+
+    processor: Processor
+    """The processor."""
+    memory: Memory
+    """Memory before anything was tried."""
+    cuda: CudaDriver
+    """NVIDIA's driver and cards."""
+    libraries: Mapping[str, Library]
+    """By name."""
+    asked: Mapping[str, Any]
+    """What the package was asked to run on."""
+    package: ModelPackage | None
+    """None where it could not be opened."""
+    rows: tuple[GraphRow, ...] = ()
+    """Graphs that a render opens; empty where none was opened."""
+    needs: tuple[Need, ...] = ()
+    """Memory."""
+    gains: tuple[Gain, ...] = ()
+    """Other engines; empty where there is none or it was not asked for."""
+    run: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the trial run was: mode, frames, size, wall_s."""
+    findings: tuple[Finding, ...] = ()
+    """What somebody should know or do, worst first."""
+    fault: str = ""
+    """Why the package can't run here; empty where it can."""
+
+    @property
+    def can_run(self) -> bool:
+        """Whether the package runs here."""
+        return not self.fault
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        name = self.package.name if self.package else "the package"
+        if self.fault:
+            return f"{name} can not run here: {self.fault}"
+        engines = sorted({f"{row.provider} ({row.precision})" for row in self.rows if row.subnetwork == "dit"})
+        unverified = sorted({row.provider for row in self.rows if not row.seen})
+        tail = f"; unverified on this kind of machine: {', '.join(unverified)}" if unverified else ""
+        return f"{name} can run here, its transformer on {' and '.join(engines) or 'no engine'}{tail}"
+
+
+# ── Trying a package ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """What came of trying a package."""
+
+    fault: str = ""
+    rows: tuple[GraphRow, ...] = ()
+    needs: tuple[Need, ...] = ()
+    gains: tuple[Gain, ...] = ()
+    run: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    findings: tuple[Finding, ...] = ()
+
+
+def diagnose(
+    package: str,
+    *,
+    asked: Mapping[str, Any],
+    quick: bool = False,
+    progress: Callable[[str], None] = lambda _what: None,
+    ask: Ask = ask_trial,
+) -> Diagnosis:
+    """Look at the machine, its engines, and try a package on them.
+
+    Args:
+        package: folder, or "default".
+        asked: keyword arguments of `AvatarSession.open`: device, threads, compute, place, allow_fallback.
+        quick: leave out what switching engines would gain.
+        progress: told what comes next.
+        ask: runs a trial; another one in tests.
+    """
+    progress("looking at the machine and its engines")
+    processor, memory, cuda = processor_facts(), memory_facts(), find_cards()
+    libraries = find_libraries(ask=ask)
+    findings = [
+        *library_findings(libraries, cuda=cuda, has_intel_graphics=intel_graphics()),
+        *machine_findings(processor),
+    ]
+    opened, tried = None, _Tried()
+    try:
+        opened = ModelPackage.open(package, verify="full")
+        opened.require("audio_encoder", "vae_encoder", "vae_decoder", "dit", "finish")
+        if not any(library.works for library in libraries.values()):
+            raise EdgereelsError(f"no engine works: {install_line('cuda' if cuda.cards else 'cpu')}")
+        progress(f"trying {opened.name}, and other engines against it" if not quick else f"trying {opened.name}")
+        others = () if quick else tuple(_other_devices(libraries, cuda))
+        tried = _try(opened, asked=asked, memory=memory, cuda=cuda, others=others, ask=ask)
+    except EdgereelsError as error:
+        tried = _Tried(fault=str(error))
+    order = {"error": 0, "warning": 1, "advice": 2}
+    return Diagnosis(
+        processor=processor,
+        memory=memory,
+        cuda=cuda,
+        libraries=libraries,
+        asked=asked,
+        package=opened,
+        rows=tried.rows,
+        needs=tried.needs,
+        gains=tried.gains,
+        run=tried.run,
+        findings=tuple(sorted((*findings, *tried.findings), key=lambda finding: order[finding.level])),
+        fault=tried.fault,
+    )
+
+
+def _other_devices(libraries: Mapping[str, Library], cuda: CudaDriver) -> Iterator[str]:
+    """Yield every device that could run the package here."""
+    onnxruntime, openvino = libraries["onnxruntime"], libraries["openvino"]
+    if "CPUExecutionProvider" in onnxruntime.providers:
+        yield "onnxruntime:CPU"
+    if "CUDAExecutionProvider" in onnxruntime.providers and cuda.cards:
+        yield "cuda:0"
+    names = {str(device.get("name", "")).partition(".")[0] for device in openvino.devices}
+    yield from (f"openvino:{name}" for name in ("CPU", "GPU", "NPU") if name in names)
+
+
+def _try(
+    package: ModelPackage,
+    *,
+    asked: Mapping[str, Any],
+    memory: Memory,
+    cuda: CudaDriver,
+    others: Sequence[str],
+    ask: Ask,
+) -> _Tried:
+    guess = estimate(package, graphs=RENDER_GRAPHS, library=_likely_library(package, str(asked["device"])))
+    estimated = _estimated_need(guess, device=str(asked["device"]), memory=memory, cuda=cuda)
+    if not estimated.fits:
+        assert estimated.free_bytes is not None
+        return _Tried(
+            fault=f"it needs about {estimated.needed_bytes / 1e9:.1f} GB of {estimated.where}, "
+            f"{estimated.free_bytes / 1e9:.1f} GB are free (estimated, not tried): free some or take a smaller package",
+            needs=(estimated,),
+        )
+    budget_flop = WINDOW_BUDGET_S * FLOPS_PER_THREAD * bounded_threads(asked.get("threads"))
+    request = {
+        "job": "package",
+        "package": str(package.root),
+        "asked": dict(asked),
+        "whole_window": guess.window_flop <= budget_flop,
+        "others": others,
+    }
+    answer = ask(request, timeout_s=PACKAGE_TIMEOUT_S)
+    ran = answer.first("ran")
+    if ran is None:
+        return _Tried(fault=answer.fault or "the trial said nothing", needs=(estimated,))
+    return _Tried(
+        rows=tuple(_rows(package, ran["engines"])),
+        needs=tuple(_measured_needs(ran, estimated=estimated, memory=memory, cuda=cuda)),
+        gains=tuple(_gain(line) for line in answer.all("other")),
+        findings=tuple(_trial_findings(answer)),
+        run={key: ran[key] for key in ("mode", "wall_s", "frames", "size", "calls") if key in ran},
+    )
+
+
+def _trial_findings(answer: Answer) -> Iterator[Finding]:
+    """Yield what went wrong after the package itself had run."""
+    if answer.fault:
+        yield Finding("warning", f"other engines could not be compared: {answer.fault}")
+
+
+def _likely_library(package: ModelPackage, device: str) -> str:
+    """Return which library's files a device would read; "auto" is taken for the CPU, only an estimate hangs on it."""
+    kind, _, name = device.partition(":")
+    has_siblings = any("openvino" in entry.siblings for entry in package.manifest.graphs.values())
+    return library_of(Device("cpu" if kind == "auto" else kind, name), siblings=has_siblings)
+
+
+def _estimated_need(guess: Footprint, *, device: str, memory: Memory, cuda: CudaDriver) -> Need:
+    """Return the need on the device that everything is asked to run on."""
+    how = "estimated from weights, caches and the widest activations at the default size"
+    kind, _, number = device.partition(":")
+    if kind == "cuda" and (number or "0").isdecimal() and int(number or 0) < len(cuda.cards):
+        card = cuda.cards[int(number or 0)]
+        return Need(f"cuda:{card.index}", guess.weights_bytes + guess.activations_bytes, card.free_bytes, False, how)
+    return Need("memory", guess.memory_bytes, memory.free_bytes, False, how)
+
+
+def _measured_needs(ran: Mapping[str, Any], *, estimated: Need, memory: Memory, cuda: CudaDriver) -> Iterator[Need]:
+    peak = ran.get("resident_peak_bytes")
+    whole = ran["mode"] == "window"
+    if peak is not None and whole:
+        yield Need("memory", peak, memory.free_bytes, True, "resident at its peak, one window in a process of its own")
+    else:  # golden vectors are small: what they take says little about a real size
+        yield estimated
+    for index, grown in enumerate(ran.get("card_bytes", ())):
+        if grown > 0 and whole and index < len(cuda.cards):
+            free = cuda.cards[index].free_bytes
+            yield Need(f"cuda:{index}", grown, free, True, "taken on the card while one window ran")
+
+
+def _rows(package: ModelPackage, engines: Mapping[str, Mapping[str, Any]]) -> Iterator[GraphRow]:
+    kind = processor_kind(processor_facts())
+    for graph, got in engines.items():
+        entry: GraphEntry = package.graph(graph)
+        yield GraphRow(
+            graph=graph,
+            subnetwork=entry.subnetwork,
+            library=got["library"],
+            provider=got["provider"],
+            precision=got["precision"],
+            file=entry.file_for(got["library"]),
+            seen=seen_on(provider=got["provider"], system=platform.system(), processor=kind),
+            fallback=got.get("fallback"),
+        )
+
+
+def processor_kind(processor: Processor) -> str:
+    """Return the kind of processor as `seen_hardware` names it."""
+    if processor.architecture.lower() in ("arm64", "aarch64"):
+        return "arm"
+    if processor.abilities.get("avx512f"):
+        return "avx512"
+    return "avx2" if processor.abilities.get("avx2") else "other x86"
+
+
+def _gain(line: Mapping[str, Any]) -> Gain:
+    if "fault" in line:
+        return Gain(str(line["device"]), 0, 0.0, 0.0, 0.0, {}, fault=str(line["fault"]))
+    return Gain(device=str(line["device"]), graphs=line["graphs"], **line["gain"])
