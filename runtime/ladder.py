@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Climb the quality ladder: blocks, graphs, one window, a clip of several windows, each against a reference.
+
+The reference computes in float32; a candidate is another form of the same package (a recipe's), another engine, or
+both. Blocks and graphs are judged alone, on inputs that the reference recorded; window and clip run away from the same
+noise, which is what a viewer sees. Faults that are made on purpose go through the same gates (`controls`): a ladder
+that does not notice them is refused.
+"""
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import controls as faults
+from . import gates, metrics
+from .engine import Array, Engine, parse_device
+from .errors import UsageError
+from .gates import Gate, GateResult, check
+from .machine import machine_facts
+from .model_package import ModelPackage
+from .placement import Asked, Placement
+from .quality import ControlResult, Quality, graph_digests, table
+from .recording import Recording, Sample, Trial, parts_of, prepare_trial, record
+from .report import EngineReport
+from .session import AvatarSession
+from .verification import versions
+
+__all__ = ["RUNGS", "climb", "table"]
+
+RUNGS = ("block", "graph", "window", "clip")
+REFERENCE_DEVICES = ("onnxruntime:CPU", "openvino:CPU")
+"""Where the reference runs, the first that is installed: golden vectors are held by ONNX Runtime at float32."""
+
+Pixels = metrics.Pixels
+Progress = Callable[[str], None]
+Graphs = Mapping[str, Engine]
+
+
+def climb(
+    candidate: ModelPackage,
+    reference: ModelPackage,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    compute: str = "auto",
+    sound: str | Path | metrics.Array | None = None,
+    size: tuple[int, int] | None = None,
+    rungs: Collection[str] = RUNGS,
+    progress: Progress | None = None,
+) -> Quality:
+    """Measure a candidate on a device against a reference, which runs in float32 on the CPU.
+
+    Args:
+        candidate: the package that is judged; the reference itself to compare engines.
+        reference: the package that it was made from, stored in float32 or as exported.
+        device: where the candidate runs.
+        threads: all engines together use at most this many; None: the cores this process may use.
+        compute: arithmetic precision asked for the candidate.
+        sound: a file, or samples at 16 kHz, at least two windows long; None: the embedded speech, silence, and the
+            speech again louder, 16.6 s.
+        size: (height, width) in pixels; None: the package's own, the cheapest of its table where it has no avatar.
+        rungs: which of `RUNGS`; the others are left out, and their controls.
+        progress: called with a line before each piece of work.
+
+    Returns:
+        The record; `verdict` says whether every gate was passed, `misses` which were not.
+
+    Raises:
+        VerificationError: a fault made on purpose passed its gate: this ladder proves nothing.
+        UsageError: an unknown rung, a sound that is too short, packages of different networks.
+        PackageError: a subnetwork is missing.
+        EngineError: the device is not to be had, or a graph could not be run.
+    """
+    _check(candidate, reference, rungs)
+    say = progress or (lambda _line: None)
+    ours = Asked(device=device, threads=threads or 0, compute=compute)
+    theirs = Asked(device=_reference_device(), threads=threads or 0, compute="f32")
+    trial = prepare_trial(reference, sound=sound, size=size)
+    say("the reference speaks")
+    recording = record(reference, trial, asked=theirs)
+    found = _Findings(_placed(candidate, ours), candidate, reference)
+    if {"block", "graph"} & set(rungs):
+        _climb_tensors(found, recording, asked=ours, rungs=rungs, say=say)
+        say("control: scaled weights")
+        found.controls.append(faults.scaled_weights(reference, recording, asked=theirs, gate_of=found.gate_of))
+    if "window" in rungs:
+        say("one window")
+        _climb_window(found, trial, ours=ours, theirs=theirs)
+    if "clip" in rungs:
+        say("a clip of several windows")
+        _climb_clip(found, recording, trial, asked=ours, say=say)
+    return _quality(found, trial, asked=ours, recording=recording)
+
+
+def _check(candidate: ModelPackage, reference: ModelPackage, rungs: Collection[str]) -> None:
+    unknown = sorted(set(rungs) - set(RUNGS))
+    if unknown or not rungs:
+        raise UsageError(f"rungs {', '.join(unknown) or 'are none'}; expected some of {', '.join(RUNGS)}")
+    for name, entry in candidate.manifest.graphs.items():
+        known = reference.manifest.graphs.get(name)
+        if known is None or (known.inputs, known.outputs) != (entry.inputs, entry.outputs):
+            raise UsageError(
+                f"{candidate.name} has a graph {name} that {reference.name} has not, or takes other inputs; expected "
+                "the package that it was made from"
+            )
+
+
+def _reference_device() -> str:
+    from importlib.util import find_spec
+
+    return next((name for name in REFERENCE_DEVICES if find_spec(name.partition(":")[0])), REFERENCE_DEVICES[0])
+
+
+# ── What is found on the way ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class _Findings:
+    """What has been measured so far."""
+
+    got: Mapping[str, EngineReport]
+    """What runs each graph of the candidate."""
+    candidate: ModelPackage
+    reference: ModelPackage
+    rungs: dict[str, Any] = field(default_factory=dict[str, Any])
+    results: list[GateResult] = field(default_factory=list[GateResult])
+    controls: list[ControlResult] = field(default_factory=list[ControlResult])
+
+    def gate_of(self, graph: str) -> Gate:
+        """Return the gate of a graph's tensors, by its weights and by what its engine computes in."""
+        kind = gates.class_of(
+            self.candidate,
+            graph=graph,
+            library=self.got[graph].library,
+            precision=self.got[graph].precision,
+            reference_storage=self.reference.manifest.precision,
+        )
+        return gates.tensor_gate(kind, self.candidate.graph(graph).subnetwork)
+
+    @property
+    def fps(self) -> float:
+        return self.reference.manifest.settings.fps
+
+    @property
+    def mouth_box(self) -> metrics.Box | None:
+        return self.candidate.manifest.mouth_box
+
+
+def _placed(candidate: ModelPackage, asked: Asked) -> dict[str, EngineReport]:
+    """Return what every graph of the candidate would run on."""
+    engines = Placement(candidate, asked)
+    try:
+        engines.warm(*candidate.manifest.graphs)
+        return engines.got()
+    finally:
+        engines.close()
+
+
+# ── Blocks and graphs ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _climb_tensors(
+    found: _Findings, recording: Recording, *, asked: Asked, rungs: Collection[str], say: Progress
+) -> None:
+    blocks = parts_of(found.candidate)
+    others = [name for name in found.candidate.manifest.graphs if name not in blocks]
+    for rung, graphs in (("block", blocks), ("graph", others)):
+        if rung not in rungs:
+            continue
+        rows: list[dict[str, Any]] = []
+        for graph in graphs:
+            samples = recording.samples.get(graph, ())
+            if not samples:
+                continue
+            say(f"{rung} {graph}")
+            engines = Placement(found.candidate, asked)
+            try:
+                rows.append(_row(found, graph, samples, engine=engines[graph]))
+            finally:
+                engines.close()
+            gate = found.gate_of(graph)
+            found.results.append(check(gate, judged(rows[-1], gate), rung=rung, where=graph))
+        found.rungs[rung] = rows
+
+
+def judged(row: Mapping[str, Any], gate: Gate) -> float:
+    """Return the figure of a row that a gate looks at: the worst input's, not the mean."""
+    return row[f"worst_{gate.metric}"]
+
+
+def _row(found: _Findings, graph: str, samples: tuple[Sample, ...], *, engine: Engine) -> dict[str, Any]:
+    results = [engine.run(sample.feeds) for sample in samples]
+    parity = found.candidate.graph(graph).parity
+    figures = figures_of(samples, results, main=found.candidate.graph(graph).outputs[0].name)
+    bf16 = parity.bf16_rel_l2 if parity else None
+    return {
+        "graph": graph,
+        "precision": engine.precision,
+        **figures,
+        "bf16_rel_l2": bf16,
+        "of_bf16": figures["rel_l2"] / bf16 if bf16 else None,
+    }
+
+
+def figures_of(samples: tuple[Sample, ...], results: list[dict[str, Array]], *, main: str) -> dict[str, Any]:
+    """Return how far results lie from a reference's outputs: all inputs together, and the worst of them.
+
+    Args:
+        samples: inputs and the reference's outputs.
+        results: ours, one for each.
+        main: the output that counts; the others (caches) are summed up in `state_sqnr_db`.
+    """
+    pairs = [(result[main], sample.outputs[main]) for sample, result in zip(samples, results, strict=True)]
+    ours, theirs = (np.concatenate([pair[at].ravel() for pair in pairs]) for at in (0, 1))
+    state = [
+        metrics.sqnr_db(result[name], sample.outputs[name])
+        for sample, result in zip(samples, results, strict=True)
+        for name in sample.outputs
+        if name != main and sample.outputs[name].dtype.kind == "f"
+    ]
+    return {
+        "inputs": len(pairs),
+        "sqnr_db": metrics.sqnr_db(ours, theirs),
+        "rel_l2": metrics.rel_l2(ours, theirs),
+        "cosine": metrics.cosine(ours, theirs),
+        "worst_sqnr_db": min(metrics.sqnr_db(*pair) for pair in pairs),
+        "worst_rel_l2": max(metrics.rel_l2(*pair) for pair in pairs),
+        "worst_cosine": min(metrics.cosine(*pair) for pair in pairs),
+        "state_sqnr_db": min(state, default=None),
+    }
+
+
+# ── One window ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class _Latents:
+    """Watches the latents of one window on their way: before each step after the first, and at the end."""
+
+    steps: list[Array] = field(default_factory=list[Array])
+    decoded: list[Array] = field(default_factory=list[Array])
+
+    def __call__(self, graph: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        if graph == "dit":
+            self.steps.append(np.array(feeds["latents"]))
+        elif graph.startswith("vae_decoder"):
+            self.decoded.append(np.array(feeds["latents"]))
+
+    def curve(self) -> list[Array]:
+        """Return the latents after every step; the last as far as they are decoded."""
+        return [*self.steps[1:], np.concatenate(self.decoded, axis=2)]
+
+
+def _climb_window(found: _Findings, trial: Trial, *, ours: Asked, theirs: Asked) -> None:
+    sound = trial.one_window(found.fps)
+    latents, frames = _one_window(found.candidate, trial, sound, asked=ours)
+    known_latents, known_frames = _one_window(found.reference, trial, sound, asked=theirs)
+    curve = [metrics.sqnr_db(a, b) for a, b in zip(latents, known_latents, strict=True)]
+    psnr, similarity = metrics.psnr_db(frames, known_frames), metrics.ssim(frames, known_frames)
+    found.rungs["window"] = {
+        "steps": len(curve),
+        "step_sqnr_db": curve,
+        "last_sqnr_db": curve[-1],
+        "psnr_db": psnr,
+        "ssim": similarity,
+        "mouth_psnr_db": _mouth_psnr(frames, known_frames, found.mouth_box),
+    }
+    if len(curve) <= gates.FEW_STEPS:
+        found.results.append(check(gates.LAST_LATENTS, curve[-1], rung="window", where="latents of the last step"))
+    found.results.append(check(gates.FRAMES_PSNR, psnr, rung="window", where="frames"))
+    found.results.append(check(gates.FRAMES_SSIM, similarity, rung="window", where="frames"))
+
+
+def _one_window(
+    package: ModelPackage, trial: Trial, sound: metrics.Array, *, asked: Asked
+) -> tuple[list[Array], Pixels]:
+    watching = _Latents()
+    with AvatarSession(package, asked, observe=watching) as session:
+        frames = np.concatenate([chunk.frames for chunk in session.stream(**trial.arguments(sound))])
+    return watching.curve(), frames
+
+
+def _mouth_psnr(ours: Pixels, theirs: Pixels, box: metrics.Box | None) -> float | None:
+    return metrics.psnr_db(metrics.crop(ours, box), metrics.crop(theirs, box)) if box else None
+
+
+# ── A clip ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _climb_clip(found: _Findings, recording: Recording, trial: Trial, *, asked: Asked, say: Progress) -> None:
+    with AvatarSession(found.candidate, asked) as session:
+        frames = np.concatenate([chunk.frames for chunk in session.stream(**trial.arguments())])
+        found.rungs["clip"], judged_clip = clip_figures(frames, recording, fps=found.fps, box=found.mouth_box)
+        found.results += judged_clip
+        say("control: swapped frames")
+        found.controls.append(
+            faults.swapped_frames(frames, recording, judge=lambda faulty: _judge(faulty, recording, found))
+        )
+        if found.mouth_box is None:
+            found.controls.append(faults.not_run(faults.SHIFTED_AUDIO, "no mouth box: nothing follows the sound"))
+            return
+        say("control: shifted audio")
+        late = faults.shifted(trial.sound)
+        faulty = np.concatenate([chunk.frames for chunk in session.stream(**trial.arguments(late))])
+    found.controls.append(faults.shifted_audio(faulty, judge=lambda shown: _judge(shown, recording, found)))
+
+
+def _judge(frames: Pixels, recording: Recording, found: _Findings) -> list[GateResult]:
+    return clip_figures(frames, recording, fps=found.fps, box=found.mouth_box)[1]
+
+
+def clip_figures(
+    frames: Pixels, recording: Recording, *, fps: float, box: metrics.Box | None
+) -> tuple[dict[str, Any], list[GateResult]]:
+    """Return the figures of a clip against the reference's, and every gate that applies to them.
+
+    Args:
+        frames: ours, as many as the reference's.
+        recording: of the reference.
+        fps: frames per second.
+        box: the mouth's; None: the package has no face, and neither seams nor lips are gated.
+    """
+    known, seams = recording.frames, recording.seams
+    psnrs, similarities = zip(
+        *((metrics.psnr_db(a, b), metrics.ssim(a, b)) for a, b in _by_chunk(frames, known, seams)), strict=True
+    )
+    drift = metrics.colour_drift(frames, known, fps=fps)
+    figures: dict[str, Any] = {
+        "psnr_db": metrics.psnr_db(frames, known),
+        "worst_psnr_db": min(psnrs),
+        "ssim": float(np.mean(similarities)),
+        "worst_ssim": min(similarities),
+        "drift_per_min": drift,
+    }
+    fastest = max(drift, key=lambda name: abs(drift[name]))
+    results = [
+        check(gates.FRAMES_PSNR, min(psnrs), rung="clip", where="frames of the worst chunk"),
+        check(gates.FRAMES_SSIM, min(similarities), rung="clip", where="frames of the worst chunk"),
+        check(gates.DRIFT, abs(drift[fastest]), rung="clip", where=f"colours ({fastest})"),
+    ]
+    if box is not None:
+        face, judged_face = _face_figures(frames, recording, fps=fps, box=box)
+        return figures | face, results + judged_face
+    return figures, results
+
+
+def _by_chunk(ours: Pixels, theirs: Pixels, starts: tuple[int, ...]) -> list[tuple[Pixels, Pixels]]:
+    return list(zip(np.split(ours, starts[1:]), np.split(theirs, starts[1:]), strict=True))
+
+
+def _face_figures(
+    frames: Pixels, recording: Recording, *, fps: float, box: metrics.Box
+) -> tuple[dict[str, Any], list[GateResult]]:
+    known, seams = recording.frames, recording.seams
+    motion = metrics.MouthMotion.of(known, box)
+    peak, lag_ms = metrics.lip_sync(motion.signal(frames), motion.signal(known), fps=fps)
+    seam, known_seam = metrics.seam_ratio(frames, seams), metrics.seam_ratio(known, seams)
+    figures = {
+        "mouth_psnr_db": _mouth_psnr(frames, known, box),
+        "seam_ratio": seam,
+        "reference_seam_ratio": known_seam,
+        "lip_correlation": peak,
+        "lip_lag_ms": lag_ms,
+    }
+    return figures, [
+        check(gates.seam_gate(known_seam), seam, rung="clip", where="seams"),
+        check(gates.LIP_CORRELATION, peak, rung="clip", where="lips"),
+        check(gates.lag_gate(fps), abs(lag_ms), rung="clip", where="lips"),
+    ]
+
+
+# ── The record ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _quality(found: _Findings, trial: Trial, *, asked: Asked, recording: Recording) -> Quality:
+    main = found.got["dit"]
+    height, width = recording.frames.shape[1:3]
+    return Quality(
+        source=found.reference.digest,
+        graphs=graph_digests(found.candidate, library=main.library),
+        engine={
+            "library": main.library,
+            "provider": main.provider,
+            "compute_got": main.precision,
+            "device": str(parse_device(asked.device)),
+            "compute": asked.compute,
+            "threads": asked.threads or None,
+            "precision": {graph: got.precision for graph, got in found.got.items()},
+            "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA"),
+        },
+        machine=machine_facts(),
+        versions=versions(),
+        counts={
+            "seed": trial.arguments()["seed"],
+            "height": height,
+            "width": width,
+            "frames": len(recording.frames),
+            "windows": len(trial.plan.windows),
+            "sound_s": trial.plan.audio_frames / found.fps,
+            "sound_sha256": trial.sound_sha256(),
+        },
+        rungs=found.rungs,
+        gates=tuple(found.results),
+        controls=tuple(found.controls),
+    )
