@@ -120,6 +120,11 @@ _ENCODERS = ("text_encoder*", "image_encoder*", "audio_encoder*")
 _ALL = ("*",)
 
 
+# The last projection makes the velocity out of channels of which few are large and cancel: in the embedded package it
+# alone takes an int8 DiT from 38 dB to 20 dB, and it is 0.3 % of the weights.
+_HEAD = Rule(("dit", "dit_epilogue*"), ("head.head",), _MATMULS, "keep")
+
+
 def _storage(form: str) -> Recipe:
     return Recipe(form, (Rule(_ALL, _ALL, OPERATORS, form),))
 
@@ -129,10 +134,17 @@ BUILT_IN: Mapping[str, Recipe] = {
     for recipe in (
         _storage("fp16"),
         _storage("bf16"),
-        Recipe("int8", (Rule(("dit*", *_ENCODERS), _ALL, _MATMULS, "int8"),)),
+        Recipe(
+            "int8",
+            (
+                _HEAD,
+                Rule(("dit*", *_ENCODERS), _ALL, _MATMULS, "int8"),
+            ),
+        ),
         Recipe(
             "int4",
             (
+                _HEAD,
                 Rule(("dit*", "text_encoder*"), _ALL, _MATMULS, "int4"),
                 Rule(_ENCODERS[1:], _ALL, _MATMULS, "int8"),
             ),
@@ -140,6 +152,7 @@ BUILT_IN: Mapping[str, Recipe] = {
         Recipe(
             "int8-dynamic",
             (
+                _HEAD,
                 Rule(("dit*", *_ENCODERS), _ALL, _MATMULS, "int8-dynamic", engine="onnxruntime"),
                 Rule(("dit*", *_ENCODERS), _ALL, _MATMULS, "int8", engine="openvino"),
             ),
@@ -147,6 +160,7 @@ BUILT_IN: Mapping[str, Recipe] = {
         Recipe(
             "w8a8",
             (
+                _HEAD,
                 # No render runs dit_time at the package's own schedule, so there is no trajectory to take ranges from.
                 Rule(("dit_time*",), _ALL, _MATMULS, "int8"),
                 Rule(("dit*",), _ALL, _MATMULS, "int8-dynamic", engine="onnxruntime"),
@@ -266,7 +280,8 @@ def check_names(recipe: Recipe, layers: Mapping[str, Iterable[str]]) -> None:
     """Refuse rules that name what is not there, rather than let a slip leave layers as they are.
 
     A name without wildcards must exist. A pattern of layers must match something in the graphs of its rule; a pattern
-    of graphs may match none, since a package need not hold every subnetwork.
+    of graphs may match none, since a package need not hold every subnetwork. The built-in recipes are for any package
+    and are not checked.
 
     Args:
         recipe: what is about to be followed.
@@ -275,7 +290,7 @@ def check_names(recipe: Recipe, layers: Mapping[str, Iterable[str]]) -> None:
     Raises:
         UsageError: naming the nearest names that are there.
     """
-    for number, rule in enumerate(recipe.rules):
+    for number, rule in enumerate(() if recipe in BUILT_IN.values() else recipe.rules):
         where = f"recipe {recipe.name}: rules[{number}]"
         for pattern in rule.graphs:
             if not _WILD & set(pattern) and pattern not in layers:
