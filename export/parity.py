@@ -2,9 +2,11 @@
 """Is a graph its module? Both run on the same inputs, at two shapes; the result stands in the package.
 
 The engine is the one that will run the package, at float32. The outputs of the module for the smaller shape become the
-package's golden vectors.
+package's golden vectors, and what PyTorch's own bfloat16 makes of the module on them is recorded too: what an engine's
+low precision is measured against.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +17,10 @@ from torch import Tensor
 
 from ..runtime.errors import VerificationError
 from ..runtime.golden import F32, OutputResult, Tolerance, compare_output, golden_bytes
+from ..runtime.metrics import rel_l2
 from .graph_spec import GraphSpec
+
+logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.generic]
 Module = Callable[[tuple[Tensor, ...]], Sequence[Tensor]]
@@ -41,10 +46,13 @@ class Parity:
     """At how many input shapes they were compared."""
     golden: bytes
     """Golden file: inputs and the module's outputs at the first shape."""
+    bf16_rel_l2: float | None
+    """Relative L2 of the module's first output at the first shape under bfloat16 autocast; None where it can't run."""
 
-    def record(self) -> dict[str, float | int]:
+    def record(self) -> dict[str, float | int | None]:
         """Return what the manifest says."""
-        return {"max_abs": self.max_abs, "max_rel": self.max_rel, "shapes": self.shapes}
+        measured = {"max_abs": self.max_abs, "max_rel": self.max_rel, "shapes": self.shapes}
+        return {**measured, "bf16_rel_l2": self.bf16_rel_l2}
 
 
 def tolerance_for(precision: str) -> Tolerance:
@@ -78,7 +86,29 @@ def compare(spec: GraphSpec, *, run: Run, module: Module, precision: str) -> Par
         max_rel=max((result.rel_max for result in floats), default=0.0),
         shapes=len(spec.examples),
         golden=golden_bytes(_inputs(spec, spec.examples[0]), references[0], tolerance=_as_measured(tolerance, floats)),
+        bf16_rel_l2=_bf16_cost(spec, module, spec.examples[0], reference=references[0]),
     )
+
+
+def _bf16_cost(
+    spec: GraphSpec, module: Module, example: tuple[Tensor, ...], *, reference: Mapping[str, Array]
+) -> float | None:
+    """Return how far bfloat16 takes the module's first output from float32, relative L2.
+
+    It is autocast's bfloat16, in which the published code runs: products in bfloat16, norms and softmax in float32.
+    None, with the reason in the log, where an operator has no kernel for it or none takes part.
+    """
+    name = spec.output_names[0]
+    try:
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            ours = module(example)[0].float().numpy()
+    except (RuntimeError, NotImplementedError) as error:
+        logger.info("graph %s: bfloat16 was not measured: %s", spec.name, str(error).splitlines()[0])
+        return None
+    cost = rel_l2(ours, reference[name])
+    if cost == 0:
+        logger.info("graph %s: bfloat16 was not measured: nothing in it computes in bfloat16", spec.name)
+    return cost or None
 
 
 def _as_measured(allowed: Tolerance, results: Sequence[OutputResult]) -> Tolerance:

@@ -51,9 +51,9 @@ SHARED = {
     "planner",
     "options",
 }
-SHARED |= {"audio", "image", "avatar", "text", "engine", "engine_onnxruntime", "engine_openvino", "sinks"}
+SHARED |= {"audio", "image", "avatar", "text", "engine", "engine_onnxruntime", "engine_openvino", "sinks", "metrics"}
 # What quant measures with: the same ladder that `edgereels verify` climbs.
-MEASURES = {"metrics", "ladder", "quality"}
+MEASURES = {"ladder", "quality"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "runtime": (set(), ENGINES_AND_MEDIA),
     "export": ({f"runtime.{name}" for name in SHARED}, HEAVY - {"openvino", "av", "nncf", "sounddevice"}),
