@@ -275,8 +275,7 @@ def _trial_findings(answer: Answer) -> Iterator[Finding]:
 def _likely_library(package: ModelPackage, device: str) -> str:
     """Return which library's files a device would read; "auto" is taken for the CPU, only an estimate hangs on it."""
     kind, _, name = device.partition(":")
-    has_siblings = any("openvino" in entry.siblings for entry in package.manifest.graphs.values())
-    return library_of(Device("cpu" if kind == "auto" else kind, name), siblings=has_siblings)
+    return library_of(Device("cpu" if kind == "auto" else kind, name), siblings=package.has_siblings())
 
 
 def _estimated_need(guess: Footprint, *, device: str, memory: Memory, cuda: CudaDriver) -> Need:

@@ -88,6 +88,10 @@ class ModelPackage:
                 code="missing-subnetwork",
             )
 
+    def has_siblings(self, library: str = "openvino") -> bool:
+        """Tell whether any graph has a file of its own for a library."""
+        return any(library in entry.siblings for entry in self.manifest.graphs.values())
+
     def graph(self, name: str) -> GraphEntry:
         """Return what the manifest says about a graph; raise `PackageError` where there is none."""
         try:

@@ -150,8 +150,11 @@ def test_the_precision_in_use_decides_how_near_is_near(precision: str, error: fl
 
 
 def test_a_tolerance_that_is_wide_already_is_not_narrowed() -> None:
-    wide = Tolerance(rel_l2=0.5, max_abs=0.5, reason="int4", levels=9)
-    assert (wide.at("f16").rel_l2, wide.at("f16").levels) == (0.5, 9)
+    """What int4 weights cost stays allowed, and 16-bit arithmetic adds to it as independent errors do."""
+    wide = Tolerance(rel_l2=0.3, max_abs=0.5, reason="int4", levels=9)
+    assert wide.at("f32") == wide
+    assert wide.at("f16").rel_l2 == pytest.approx((0.3**2 + 0.01**2) ** 0.5, rel=1e-9)
+    assert (wide.at("f16").levels, wide.at("f16").reason.startswith("int4; ")) == (9, True)
 
 
 def test_an_unknown_precision_is_a_wrong_argument() -> None:
