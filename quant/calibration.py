@@ -76,8 +76,8 @@ class Histogram:
     def filled(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return centres and weights of the bins that hold something."""
         bins = np.flatnonzero(self.counts)
-        centres: npt.NDArray[np.float64] = (bins + 0.5) * (2 * self.reach / BINS) - self.reach
-        return centres, self.counts[bins]
+        centres = (bins + 0.5) * (2 * self.reach / BINS) - self.reach
+        return centres.astype(np.float64), self.counts[bins]
 
     def _widen(self) -> None:
         self.reach *= 2
