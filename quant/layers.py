@@ -77,6 +77,8 @@ class Layer:
     """Axis of the stored tensor along which the outputs of the layer lie; -1 for a Parameter."""
     input_axis: int
     """The axis that is summed over, for MatMul and Gemm; else -1."""
+    rank: int
+    """Axes of the weight as the layer takes it."""
 
 
 def read_model(path: Path) -> onnx.ModelProto:
@@ -125,7 +127,7 @@ class _Finder:
             return None
         stored = self._stored[tensor]
         name = layer_name(tensor)
-        return Layer(self._graph, name, node.op_type, index, tensor, stored, chain, node.input[0], *ends)
+        return Layer(self._graph, name, node.op_type, index, tensor, stored, chain, node.input[0], *ends, len(axes))
 
     def parameters(self, layers: Sequence[Layer]) -> Iterator[Layer]:
         """Yield the stored tensors that are used for something else than a layer's weight."""
@@ -137,7 +139,9 @@ class _Finder:
                 needed.update(name for n, name in enumerate(node.input) if not (n == 1 and index in weights))
         for tensor, stored in self._stored.items():
             if tensor in needed:
-                yield Layer(self._graph, layer_name(tensor), "Parameter", -1, tensor, stored, (), "", -1, -1)
+                yield Layer(
+                    self._graph, layer_name(tensor), "Parameter", -1, tensor, stored, (), "", -1, -1, len(stored.shape)
+                )
 
     def _weight(self, name: str) -> tuple[str, tuple[int, ...], list[int]] | None:
         """Follow a value back to a stored tensor.

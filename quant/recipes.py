@@ -124,6 +124,10 @@ _ALL = ("*",)
 # alone takes an int8 DiT from 38 dB to 20 dB, and it is 0.3 % of the weights.
 _HEAD = Rule(("dit", "dit_epilogue*"), ("head.head",), _MATMULS, "keep")
 
+# The first block's feed-forward makes the few large channels that the whole network then adds to: in int4 it alone
+# takes the embedded DiT to 17 dB, where every other layer leaves 38 dB or more.
+_FIRST = Rule(("dit", "dit_block_00"), ("blocks.0.ffn.*",), _MATMULS, "int8")
+
 
 def _storage(form: str) -> Recipe:
     return Recipe(form, (Rule(_ALL, _ALL, OPERATORS, form),))
@@ -145,6 +149,7 @@ BUILT_IN: Mapping[str, Recipe] = {
             "int4",
             (
                 _HEAD,
+                _FIRST,
                 Rule(("dit*", "text_encoder*"), _ALL, _MATMULS, "int4"),
                 Rule(_ENCODERS[1:], _ALL, _MATMULS, "int8"),
             ),

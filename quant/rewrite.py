@@ -6,7 +6,8 @@ form           what stands in the graph
 ============== =======================================================================================================
 fp16, bf16     Cast(w16) where the weight entered
 int8, int4     DequantizeLinear(w8, scales) where the weight entered, per output channel or in blocks of 64
-int8-static    the same, and QuantizeLinear, DequantizeLinear (uint8, one scale) around the activation
+int8           of a Conv or Gemm: Cast(w8) times scales, which engines compute once, when they load
+int8-static    as int8 of a MatMul, and QuantizeLinear, DequantizeLinear (uint8, one scale) around the activation
 int8-dynamic   DynamicQuantizeLinear(x), MatMulInteger, Cast, Mul: what ONNX Runtime fuses into one kernel
 ============== =======================================================================================================
 
@@ -16,7 +17,7 @@ integers right at the layer.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,8 @@ class _Rewriter:
             self._float(layer, storage, stored)
         elif form == "int8-dynamic":
             self._dynamic(layer, storage, stored)
+        elif form == "int8" and layer.operator != "MatMul":
+            self._folded(layer, storage, stored)
         else:
             self._weight_only(layer, storage, stored)
             if form == "int8-static":
@@ -206,6 +209,27 @@ class _Rewriter:
             )
             self._put_before(layer.node, made)
         self._nodes[layer.node].input[1] = floats
+
+    def _folded(self, layer: Layer, storage: Storage, stored: StoredWeight) -> None:
+        """Multiply integers by scales in a way that ONNX Runtime folds.
+
+        It leaves a DequantizeLinear before a Conv as it is, and without a constant weight the Conv loses its blocked
+        layout: 78 ms against 61 for the embedded decoder. A MatMul it fuses with its DequantizeLinear instead.
+        """
+        integers, _ = self._integers(layer, storage, stored)
+        floats = f"{integers}.floats"
+        if stored.scales is not None and f"{floats}.scaled" not in self._made:
+            self._made.add(f"{floats}.scaled")
+            shape = [1] * layer.rank
+            shape[self._axis_at(layer)] = stored.scales.shape[0]
+            column = replace(stored.scales, shape=tuple(shape))
+            scales = self._initializer(f"{floats}.scales", column)
+            self._put_before(
+                layer.node,
+                helper.make_node("Cast", [integers], [floats], name=f"{floats}/Cast", to=TensorProto.FLOAT),
+                helper.make_node("Mul", [floats, scales], [f"{floats}.scaled"], name=f"{floats}/Mul"),
+            )
+        self._nodes[layer.node].input[1] = f"{floats}.scaled"
 
     def _static(self, layer: Layer, found: Range | None) -> None:
         if found is None:
