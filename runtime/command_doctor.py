@@ -97,7 +97,7 @@ def as_text(found: Diagnosis) -> Iterator[str]:
         yield from _section("package", [f"{package.name}, {size_mb:.1f} MB, sha256:{package.digest[:16]}"])
     yield from _section("runs on", [*_graph_lines(found.rows)], wrap=False)
     yield from _section("memory", [_need_line(need) for need in found.needs])
-    yield from _section("faster", [*_gain_lines(found)])
+    yield from _section("faster?", [*_gain_lines(found)])
     yield from _section("to do", [_finding_line(finding) for finding in found.findings])
     yield from _section("verdict", [found.verdict])
 
@@ -209,8 +209,8 @@ def _need_line(need: Need) -> str:
 def _gain_lines(found: Diagnosis) -> Iterator[str]:
     for gain in found.gains:
         yield _gain_line(gain)
-    if found.gains:
-        yield advice(found)
+    if sentence := advice(found):
+        yield sentence
 
 
 def _gain_line(gain: Gain) -> str:
@@ -231,12 +231,13 @@ def advice(found: Diagnosis) -> str:
         return ""
     best = max(timed, key=lambda gain: gain.median)
     if not best.is_faster:
-        return "stay with this engine: none that is installed is faster in every round"
+        return "stay with this engine: none that is installed is faster beyond chance"
     what = "at the package's own size" if found.run.get("mode") == "window" else "on its small golden vectors"
     precisions = " and ".join(sorted({str(taken["precision"]) for taken in best.graphs.values()}))
     return (
         f"{best.device} would run this package's transformer and VAE {best.median:.1f} times as fast, in {precisions}, "
-        f"{what} (median of {best.n} paired rounds, {best.low:.1f} to {best.high:.1f}): --device {best.device}"
+        f"{what} (median of {best.n} paired rounds, {best.low:.1f} to {best.high:.1f}, {best.wins} of them faster): "
+        f"--device {best.device}"
     )
 
 

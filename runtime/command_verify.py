@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`edgereels verify`: digests, then golden vectors on a device."""
+"""`edgereels verify`: digests, golden vectors on a device, and the quality ladder where it is asked for."""
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .engine import open_engine
+from .engine import library_of, open_engine, parse_device
+from .errors import UsageError
+from .ladder import RUNGS, climb
 from .model_package import ModelPackage
 from .options import OptionParser, add_run_options
+from .quality import PASSED, Quality, table
 from .sinks import BytesSink, check_target
 from .verification import GraphCheck, Verification, report_of, verify_package
 
@@ -28,10 +31,37 @@ def _parser() -> argparse.ArgumentParser:
         help="also run every graph again, which must give the same bits, and look for NaN in every weight",
     )
     parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="write the report as JSON: results, versions, machine"
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write the report as JSON: results, times, versions, machine; it names no user, host or folder",
     )
+    ladder = parser.add_argument_group("quality ladder")
+    ladder.add_argument(
+        "--ladder",
+        action="store_true",
+        help="also climb the quality ladder: blocks, graphs, a window and a clip against a reference, computing as a "
+        "render does (auto) unless --compute says otherwise",
+    )
+    ladder.add_argument(
+        "--reference",
+        metavar="PACKAGE",
+        help="the package that this one was made from (default: itself, where it is not quantized)",
+    )
+    ladder.add_argument(
+        "--rungs", type=_rungs, default=RUNGS, metavar="NAME[,...]", help=f"some of {','.join(RUNGS)} (default: all)"
+    )
+    ladder.add_argument("--audio", type=Path, metavar="FILE", help="speech of at least two windows (default: our own)")
     add_run_options(parser, compute="f32")
+    parser.set_defaults(compute=None)  # with a ladder it is what a render would take
     return parser
+
+
+def _rungs(text: str) -> tuple[str, ...]:
+    rungs = tuple(text.split(","))
+    if unknown := [rung for rung in rungs if rung not in RUNGS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no rung; expected some of {', '.join(RUNGS)}")
+    return rungs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,29 +70,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.report:
         check_target(arguments.report)
     package = ModelPackage.open(arguments.package, verify="full")
+    reference = _reference(package, arguments)
+    compute = arguments.compute or ("auto" if arguments.ladder else "f32")
+    asked = {"device": arguments.device, "compute": compute, "threads": arguments.threads}
     chatty = arguments.progress or sys.stderr.isatty()
 
-    def say(graph: str) -> None:
+    def say(what: str) -> None:
         if chatty:
-            print(f"verifying {graph}", file=sys.stderr)
+            print(what, file=sys.stderr)
 
-    verification = verify_package(
-        package,
-        open_engine=lambda graph: open_engine(
-            graph, device=arguments.device, threads=arguments.threads, compute=arguments.compute
-        ),
-        full=arguments.full,
-        progress=say,
-    )
-    asked = {"device": arguments.device, "compute": arguments.compute, "threads": arguments.threads}
-    report = json.dumps(report_of(verification, asked=asked), indent=1, allow_nan=False) + "\n"
+    verification = _verify(package, asked=asked, full=arguments.full, say=say)
+    quality = None
+    if reference is not None:
+        quality = climb(package, reference, sound=arguments.audio, rungs=arguments.rungs, progress=say, **asked)
+    report = report_of(verification, asked=asked) | {"ladder": quality and quality.as_json()}
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     if arguments.report:
         with BytesSink(arguments.report) as sink:
-            sink.write(report.encode())
-    sys.stdout.write(report if arguments.json else _table(verification, asked=asked))
-    for fault in verification.faults:
+            sink.write(text.encode())
+    sys.stdout.write(text if arguments.json else _table(verification, asked=asked) + _ladder_table(quality))
+    for fault in (*verification.faults, *(quality.misses if quality else ())):
         print(f"edgereels verify: {fault}", file=sys.stderr)
-    return 0 if verification.passed else 1
+    return 0 if verification.passed and (quality is None or quality.verdict == PASSED) else 1
+
+
+def _reference(package: ModelPackage, arguments: argparse.Namespace) -> ModelPackage | None:
+    """Open what the ladder compares with; None where no ladder was asked for.
+
+    Raises:
+        UsageError: there is a reference and no ladder, or a quantized package and no reference.
+    """
+    if not arguments.ladder:
+        if arguments.reference or arguments.audio or arguments.rungs != RUNGS:
+            raise UsageError("--reference, --rungs and --audio belong to --ladder; expected that one too")
+        return None
+    if arguments.reference is None and package.manifest.quantization is not None:
+        raise UsageError(
+            f"{package.name} is quantized; its ladder needs --reference, the package with the digest "
+            f"{package.manifest.quantization.source[:16]}"
+        )
+    return package if arguments.reference is None else ModelPackage.open(arguments.reference, verify="full")
+
+
+def _verify(package: ModelPackage, *, asked: dict[str, Any], full: bool, say: Callable[[str], None]) -> Verification:
+    """Run the golden vectors on the device that was asked for."""
+    device = parse_device(asked["device"])  # once: "auto" asks libraries for their devices
+    siblings = package.has_siblings()
+    return verify_package(
+        package,
+        open_engine=lambda graph: open_engine(
+            graph, device=str(device), threads=asked["threads"], compute=asked["compute"], siblings=siblings
+        ),
+        library=library_of(device, siblings=siblings),
+        full=full,
+        progress=lambda graph: say(f"verifying {graph}"),
+    )
+
+
+def _ladder_table(quality: Quality | None) -> str:
+    return "\n" + table(quality) if quality else ""
 
 
 def _table(verification: Verification, *, asked: dict[str, Any]) -> str:
@@ -75,7 +141,9 @@ def _table(verification: Verification, *, asked: dict[str, Any]) -> str:
     ]
     if verification.checks:
         width = max(len("graph"), *(len(check.result.graph) for check in verification.checks))
-        lines.append(f"{'graph':{width}}  {'compute':7}  {'max abs':>8}  {'rel L2':>8}  {'allowed':>8}  {'run ms':>8}")
+        lines.append(
+            f"{'graph':{width}}  {'compute':7}  {'max abs':>8}  {'rel L2':>8}  {'allowed':>8}  {'run ms':>8}   n"
+        )
         lines += [_row(check, width=width) for check in verification.checks]
         lines.append("")
     passed = sum(check.result.passed for check in verification.checks)
@@ -97,5 +165,6 @@ def _row(check: GraphCheck, *, width: int) -> str:
     figures = f"{worst.max_abs:8.1e}  {worst.rel_l2:8.1e}" if worst else f"{'-':>8}  {'-':>8}"
     allowed, verdict = result.tolerance.rel_l2, "ok" if result.passed else "FAILED"
     return (
-        f"{result.graph:{width}}  {check.precision or '-':7}  {figures}  {allowed:8.1e}  {check.run_ms:8.1f}  {verdict}"
+        f"{result.graph:{width}}  {check.precision or '-':7}  {figures}  {allowed:8.1e}  {check.run_ms:8.1f}  "
+        f"{len(check.runs_ms):2}  {verdict}"
     )

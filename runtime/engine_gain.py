@@ -19,6 +19,9 @@ FEWEST_ROUNDS = 5
 BUDGET_S = 3.0
 """Rounds stop at `FEWEST_ROUNDS` once they took that long."""
 
+FASTER = 1.05
+"""A round counts as faster above this: less is within what two runs of the same engine differ by."""
+
 RoundTimes = Mapping[str, float]
 """Graph to milliseconds of one call."""
 
@@ -73,6 +76,8 @@ class Ratio:
     """Smallest of them."""
     high: float
     """Largest of them."""
+    wins: int
+    """Rounds that were faster by more than `FASTER`."""
 
 
 def interleave(
@@ -121,4 +126,5 @@ def window_ms(taken: RoundTimes, loads: Mapping[str, Load]) -> float:
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> Ratio:
     """Return how many times as fast ours is as theirs."""
     found = [their / our for their, our in zip(theirs, ours, strict=True)]
-    return Ratio(len(found), statistics.median(found), min(found), max(found))
+    wins = sum(value > FASTER for value in found)
+    return Ratio(len(found), statistics.median(found), min(found), max(found), wins)

@@ -3,7 +3,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -181,14 +181,18 @@ def test_the_scan_reads_shared_weights_once_and_finds_nothing_in_good_ones(origi
 
 def test_full_notices_an_engine_that_does_not_repeat_itself(original: Path) -> None:
     class Drifting:
-        provider, precision = "Drifting", "f32"
+        library, provider, precision = "drifting", "Drifting", "f32"
         input_names, output_names = ("tokens",), ("velocity",)
+        node_counts: Mapping[str, int] = {}
+
+        def freeze(self, shapes: object) -> None:
+            pass
 
         def __init__(self, graph: Path) -> None:
             self._engine = open_engine(graph, threads=1)
             self._runs = 0
 
-        def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        def run(self, feeds: Mapping[str, Array], *, keep: Collection[str] = ()) -> dict[str, Array]:
             self._runs += 1
             tiny = np.float32(1 + 1e-7 * self._runs)
             found = self._engine.run(feeds)
@@ -267,15 +271,19 @@ def test_every_engine_is_closed(original: Path, fail_at: int) -> None:
     closed: list[str] = []
 
     class Failing:
-        provider, precision = "Failing", "f32"
+        library, provider, precision = "failing", "Failing", "f32"
         input_names, output_names = ("tokens",), ("velocity",)
+        node_counts: Mapping[str, int] = {}
+
+        def freeze(self, shapes: object) -> None:
+            pass
 
         def __init__(self, graph: Path) -> None:
             if fail_at == 0 and graph.stem == "dit_block_00":
                 raise EngineError("refused")
             self._name = graph.stem
 
-        def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        def run(self, feeds: Mapping[str, Array], *, keep: Collection[str] = ()) -> dict[str, Array]:
             raise EngineError("failed while running")
 
         def close(self) -> None:
