@@ -62,23 +62,25 @@ class PlainTorch(Replay):
     def call(self, graph: str, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Run one module."""
         spec = self._specs[graph]
-        run = self._callables.get(graph) or self._made_ready(graph)
+        if graph not in self._callables:
+            self._callables[graph] = self._made_ready(graph)
         with self._torch.no_grad():
-            results = run(*(feeds[name] for name in spec.input_names))
+            results = self._callables[graph](*(feeds[name] for name in spec.input_names))
         return dict(zip(spec.output_names, results, strict=True))
 
     def _made_ready(self, graph: str) -> Callable[..., Any]:
         variant = self._variants[subnetwork_of(graph)]
         module = self._specs[graph].module
-        for tensors in (module.parameters(), module.buffers()):
-            for tensor in tensors:
-                tensor.data = self._suited(tensor.data, variant)
+        if "bf16" in variant:
+            module = module.bfloat16()
+        # Fresh tensors, since the compiler refuses parameters whose data was exchanged under it.
+        state = {name: self._suited(value, variant).clone() for name, value in module.state_dict().items()}
+        module.load_state_dict(state, assign=True)
         if "compiled" in variant:
             import torch._inductor.config
 
             torch._inductor.config.freezing = "frozen" in variant
-            module = self._torch.compile(module, dynamic=False)
-        self._callables[graph] = module
+            return self._torch.compile(module, dynamic=False)
         return module
 
     def as_array(self, value: Any) -> Array:
