@@ -6,7 +6,7 @@ A gate that lets everything pass proves nothing, and so does a ladder that does 
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def _caught(name: str, results: Sequence[GateResult], *, note: str) -> ControlRe
 
 
 def scaled_weights(
-    reference: ModelPackage, recording: Recording, *, asked: Asked, gate_of: Callable[[str], Gate]
+    reference: ModelPackage, recording: Recording, *, asked: Asked, gates: Mapping[str, Gate]
 ) -> ControlResult:
     """Run a scratch copy of a graph of the reference, its weights scaled, against the graph itself.
 
@@ -75,15 +75,15 @@ def scaled_weights(
         reference: whose graph.
         recording: its inputs and outputs.
         asked: where it runs.
-        gate_of: graph name to the gate that its tensors are held against.
+        gates: graph to the gate that its tensors are held against; others are left alone.
 
     Raises:
         VerificationError: it passed the gate.
     """
-    graph = next(_scalable(reference, recording), None)
+    graph = next((graph for graph in _scalable(reference, recording) if graph in gates), None)
     if graph is None:
         return ControlResult(SCALED_WEIGHTS, "graph", "", None, None, "no graph of the package has weights to scale")
-    gate = gate_of(graph)
+    gate = gates[graph]
     scale = COARSE_SCALE if (gate.sense, gate.metric, gate.limit) == (AT_LEAST, "sqnr_db", COARSE_LIMIT_DB) else SCALE
     samples = (recording.samples[graph][0], recording.samples[graph][-1])
     with tempfile.TemporaryDirectory() as folder:

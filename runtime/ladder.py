@@ -82,11 +82,12 @@ def climb(
     trial = prepare_trial(reference, sound=sound, size=size)
     say("the reference speaks")
     recording = record(reference, trial, asked=theirs)
-    found = _Findings(_placed(candidate, ours), candidate, reference)
+    found = _Findings(candidate, reference)
     if {"block", "graph"} & set(rungs):
         _climb_tensors(found, recording, asked=ours, rungs=rungs, say=say)
         say("control: scaled weights")
-        found.controls.append(faults.scaled_weights(reference, recording, asked=theirs, gate_of=found.gate_of))
+        measured = {graph: found.gate_of(graph) for graph in found.got}
+        found.controls.append(faults.scaled_weights(reference, recording, asked=theirs, gates=measured))
     if "window" in rungs:
         say("one window")
         _climb_window(found, trial, ours=ours, theirs=theirs)
@@ -122,10 +123,12 @@ def _reference_device() -> str:
 class _Findings:
     """What has been measured so far."""
 
-    got: Mapping[str, EngineReport]
-    """What runs each graph of the candidate."""
     candidate: ModelPackage
+    """What is judged."""
     reference: ModelPackage
+    """What it is held against."""
+    got: dict[str, EngineReport] = field(default_factory=dict[str, EngineReport])
+    """What runs each graph of the candidate, as far as it was opened."""
     rungs: dict[str, Any] = field(default_factory=dict[str, Any])
     results: list[GateResult] = field(default_factory=list[GateResult])
     controls: list[ControlResult] = field(default_factory=list[ControlResult])
@@ -150,16 +153,6 @@ class _Findings:
         return self.candidate.manifest.mouth_box
 
 
-def _placed(candidate: ModelPackage, asked: Asked) -> dict[str, EngineReport]:
-    """Return what every graph of the candidate would run on."""
-    engines = Placement(candidate, asked)
-    try:
-        engines.warm(*candidate.manifest.graphs)
-        return engines.got()
-    finally:
-        engines.close()
-
-
 # ── Blocks and graphs ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -180,6 +173,7 @@ def _climb_tensors(
             engines = Placement(found.candidate, asked)
             try:
                 rows.append(_row(found, graph, samples, engine=engines[graph]))
+                found.got |= engines.got()
             finally:
                 engines.close()
             gate = found.gate_of(graph)
@@ -257,8 +251,9 @@ class _Latents:
 
 def _climb_window(found: _Findings, trial: Trial, *, ours: Asked, theirs: Asked) -> None:
     sound = trial.one_window(found.fps)
-    latents, frames = _one_window(found.candidate, trial, sound, asked=ours)
-    known_latents, known_frames = _one_window(found.reference, trial, sound, asked=theirs)
+    latents, frames, got = _one_window(found.candidate, trial, sound, asked=ours)
+    known_latents, known_frames, _got = _one_window(found.reference, trial, sound, asked=theirs)
+    found.got |= got
     curve = [metrics.sqnr_db(a, b) for a, b in zip(latents, known_latents, strict=True)]
     psnr, similarity = metrics.psnr_db(frames, known_frames), metrics.ssim(frames, known_frames)
     found.rungs["window"] = {
@@ -277,11 +272,11 @@ def _climb_window(found: _Findings, trial: Trial, *, ours: Asked, theirs: Asked)
 
 def _one_window(
     package: ModelPackage, trial: Trial, sound: metrics.Array, *, asked: Asked
-) -> tuple[list[Array], Pixels]:
+) -> tuple[list[Array], Pixels, dict[str, EngineReport]]:
     watching = _Latents()
     with AvatarSession(package, asked, observe=watching) as session:
         frames = np.concatenate([chunk.frames for chunk in session.stream(**trial.arguments(sound))])
-    return watching.curve(), frames
+        return watching.curve(), frames, session.engine_reports
 
 
 def _mouth_psnr(ours: Pixels, theirs: Pixels, box: metrics.Box | None) -> float | None:
@@ -294,6 +289,7 @@ def _mouth_psnr(ours: Pixels, theirs: Pixels, box: metrics.Box | None) -> float 
 def _climb_clip(found: _Findings, recording: Recording, trial: Trial, *, asked: Asked, say: Progress) -> None:
     with AvatarSession(found.candidate, asked) as session:
         frames = np.concatenate([chunk.frames for chunk in session.stream(**trial.arguments())])
+        found.got |= session.engine_reports
         found.rungs["clip"], judged_clip = clip_figures(frames, recording, fps=found.fps, box=found.mouth_box)
         found.results += judged_clip
         say("control: swapped frames")
