@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the golden data is, and the checkpoints it holds, unpacked once outside the repository."""
 
+import getpass
 import hashlib
 import os
 import tarfile
@@ -19,6 +20,17 @@ def golden_folder() -> Path | None:
         if (folder / "checkpoints.tar.xz").is_file():
             return folder
     return None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_graphs() -> Path:
+    """Folder of graphs that OpenVINO compiled for tests: not the user's own, and the same for every run of the tests.
+
+    Files there are named after everything that went into them, so an old one is never taken for a new one.
+    """
+    folder = Path(tempfile.gettempdir()) / f"edgereels-test-graphs-{getpass.getuser()}"
+    os.environ.setdefault("EDGEREELS_CACHE", str(folder))
+    return Path(os.environ["EDGEREELS_CACHE"])
 
 
 @pytest.fixture(scope="session")
