@@ -14,11 +14,12 @@ from .cuda_driver import CudaDriver, find_cards
 from .engine import Device, bounded_threads, library_of
 from .engine_libraries import Library, find_libraries, library_findings, machine_findings
 from .engine_wheels import Finding, install_line
-from .errors import EdgereelsError
+from .errors import EdgereelsError, UsageError
 from .footprint import Footprint, estimate
 from .machine import Memory, Processor, intel_graphics, memory_facts, processor_facts
 from .manifest import GraphEntry
 from .model_package import ModelPackage
+from .placement import Asked, Placement
 from .seen_hardware import seen_on
 from .session import WARM_GRAPHS
 from .trial_process import Answer, Ask, ask_trial
@@ -182,6 +183,9 @@ def diagnose(
         quick: leave out what switching engines would gain.
         progress: told what comes next.
         ask: runs a trial; another one in tests.
+
+    Raises:
+        UsageError: what was asked makes no sense for this package.
     """
     progress("looking at the machine and its engines")
     processor, memory, cuda = processor_facts(), memory_facts(), find_cards()
@@ -194,11 +198,14 @@ def diagnose(
     try:
         opened = ModelPackage.open(package, verify="full")
         opened.require("audio_encoder", "vae_encoder", "vae_decoder", "dit", "finish")
+        Placement(opened, Asked(place=asked["place"]))  # opens nothing; refuses what the package doesn't have
         if not any(library.works for library in libraries.values()):
             raise EdgereelsError(f"no engine works: {install_line('cuda' if cuda.cards else 'cpu')}")
         progress(f"trying {opened.name}, and other engines against it" if not quick else f"trying {opened.name}")
         others = () if quick else tuple(_other_devices(libraries, cuda))
         tried = _try(opened, asked=asked, memory=memory, cuda=cuda, others=others, ask=ask)
+    except UsageError:
+        raise
     except EdgereelsError as error:
         tried = _Tried(fault=str(error))
     order = {"error": 0, "warning": 1, "advice": 2}
@@ -282,7 +289,7 @@ def _likely_library(package: ModelPackage, device: str) -> str:
 
 def _estimated_need(guess: Footprint, *, device: str, memory: Memory, cuda: CudaDriver) -> Need:
     """Return the need on the device that everything is asked to run on."""
-    how = "estimated from weights, caches and the widest activations at the default size"
+    how = "weights, caches and the widest activations at the default size"
     kind, _, number = device.partition(":")
     if kind == "cuda" and (number or "0").isdecimal() and int(number or 0) < len(cuda.cards):
         card = cuda.cards[int(number or 0)]
