@@ -108,6 +108,18 @@ class Candidates:
             for (subnetwork, name), layers in found.items()
         )
 
+    @property
+    def unmeasured(self) -> tuple[str, ...]:
+        """Graphs that the plan changes, and of which no graph that a replay can exchange has the layers."""
+        measured = frozenset[tuple[str, str]]().union(*(part.keys for part in self.parts))
+        changed: dict[str, None] = {}
+        for name, graph in self._graphs.items():
+            for choice in self._choices(name):
+                key = (graph.source.subnetwork, choice.layer.name)
+                if choice.rule.form != KEEP.form and key not in measured:
+                    changed[name] = None
+        return tuple(changed)
+
     def write(self, parts: Collection[Part]) -> dict[str, Path]:
         """Return graph to a file in which these parts are quantized, for those graphs that this changes."""
         wanted = frozenset[tuple[str, str]]().union(*(part.keys for part in parts))
