@@ -5,14 +5,14 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.errors import MissingExtraError
+from ..runtime.errors import MissingExtraError, OutputError
 from ..runtime.options import OptionParser, add_print_options, threads
-from .recipes import BUILT_IN, load_recipe
+from .recipes import BUILT_IN, Recipe, load_recipe, recipe_bytes
 
 if TYPE_CHECKING:
     from .quantize import Coverage
@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     recipe = load_recipe(options.recipe)
     # Here and not above, so that `--help` and wrong usage answer without loading ONNX.
     try:
-        from .quantize import Request, quantize_package
+        from .quantize import quantize_package
+        from .request import Request
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), extra="quant", purpose="edgereels quantize") from error
 
@@ -34,18 +35,25 @@ def main(argv: list[str] | None = None) -> int:
         target=options.out,
         recipe=recipe,
         calibration=options.calibration,
-        gate=None,
-        enforce=not options.no_gate,
+        gate=not options.no_gate,
+        search=options.budget_mb is not None or options.write_recipe is not None,
+        budget_bytes=None if options.budget_mb is None else round(options.budget_mb * 1e6),
         force=options.force,
         threads=options.threads,
     )
     done = quantize_package(request, progress=_progress(options.progress))
+    if options.write_recipe:
+        write_recipe(done.recipe, options.write_recipe)
     if options.json:
         print(json.dumps(_as_json(done), indent=1))
         return 0
+    if done.curve:
+        print(_curve(done.curve))
     print(_table(done.coverage))
     for note in done.notes:
         print(f"note: {note}")
+    for ladder in done.ladders:
+        print(f"quality on {ladder.engine_name}: {ladder.verdict}, {len(ladder.gates)} gates")
     seconds = time.monotonic() - started
     print(f"{options.out}: {recipe.name} in {seconds:.0f} s, digest {done.package.digest}")
     return 0
@@ -67,12 +75,49 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-gate", action="store_true", help="write the package even where it misses its gate, and mark it as failed"
     )
+    parser.add_argument(
+        "--budget-mb",
+        type=_megabytes,
+        metavar="N",
+        help="look for the layers that hurt least and quantize no more of them than the package needs for N MB",
+    )
+    parser.add_argument(
+        "--write-recipe",
+        type=Path,
+        metavar="FILE",
+        help="write what was followed as a recipe; without --budget-mb as many layers as an error budget allows",
+    )
     parser.add_argument("--force", action="store_true", help="replace a package that exists")
     parser.add_argument(
         "--threads", type=threads, metavar="N", help="engines together use at most N (default: usable cores)"
     )
     add_print_options(parser)
     return parser
+
+
+def _megabytes(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a size in MB (10^6 bytes) above 0")
+    return number
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe file in one step: aside, then renamed.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    aside = path.with_name(path.name + ".partial")
+    try:
+        aside.write_bytes(recipe_bytes(recipe))
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OutputError(f"the recipe {path} can not be written: {error.strerror or error}") from error
 
 
 def _progress(asked: bool) -> Callable[[str], None]:
@@ -90,8 +135,22 @@ def _as_json(done: Any) -> dict[str, Any]:
         "recipe": done.package.manifest.quantization.recipe,
         "coverage": [asdict(row) | {"ratio": round(row.ratio, 4)} for row in done.coverage],
         "notes": list(done.notes),
-        "quality": done.quality,
+        "recipe_followed": done.recipe.as_json(),
+        "curve": done.curve,
+        "quality": [{"engine": one.engine_name, "verdict": one.verdict, "misses": one.misses} for one in done.ladders],
     }
+
+
+def _curve(curve: Mapping[str, Any]) -> str:
+    """Return the parts in the order in which they are taken, and what sums of them come to."""
+    sums = {point["parts"]: point for point in curve["points"]}
+    lines = [f"{'':3} {'part':44} {'saves':>10} {'alone':>8} {'together':>9}"]
+    for count, one in enumerate(curve["ranked"], start=1):
+        together = f"{sums[count]['db']:6.1f} dB" if count in sums else ""
+        mark = "*" if count <= curve["chosen"] else " "
+        name, saves = f"{one['subnetwork']} {one['part']}", f"{one['saved_bytes'] / 1e6:.2f} MB"
+        lines.append(f"{mark}{count:3} {name:43} {saves:>10} {one['db']:5.1f} dB {together:>9}")
+    return "\n".join([*lines, "* taken", ""])
 
 
 def _table(rows: Sequence["Coverage"]) -> str:

@@ -101,13 +101,13 @@ def _read_graphs(package: ModelPackage) -> Iterator[SourceGraph]:
         yield SourceGraph(name, entry.subnetwork, model, tuple(find_layers(model, graph=name)))
 
 
-def static_layers(recipe: Recipe, graphs: Sequence[SourceGraph]) -> dict[str, tuple[str, ...]]:
-    """Return graph to the layers whose activations need a range; graphs without any are left out.
-
-    Raises:
-        UsageError: the recipe names a graph or a layer that is not there.
-    """
+def check_recipe(recipe: Recipe, graphs: Sequence[SourceGraph]) -> None:
+    """Raise `UsageError` where a recipe names a graph or a layer that is not there."""
     check_names(recipe, {graph.name: [layer.name for layer in graph.layers] for graph in graphs})
+
+
+def static_layers(recipe: Recipe, graphs: Sequence[SourceGraph]) -> dict[str, tuple[str, ...]]:
+    """Return graph to the layers whose activations need a range; graphs without any are left out."""
 
     def is_static(layer: Layer) -> bool:
         return any(_rule(recipe, layer, library).form == "int8-static" for library in LIBRARIES)
@@ -123,11 +123,7 @@ def make_plan(recipe: Recipe, graphs: Sequence[SourceGraph], *, find_range: Find
         recipe: what is asked for.
         graphs: what there is.
         find_range: returns what a calibration found of a layer's activation, or None.
-
-    Raises:
-        UsageError: the recipe names a graph or a layer that is not there.
     """
-    check_names(recipe, {graph.name: [layer.name for layer in graph.layers] for graph in graphs})
     exceptions: dict[str, list[tuple[Layer, str, Rule]]] = {}
     planned: list[PlannedGraph] = []
     for graph in graphs:

@@ -6,10 +6,10 @@ file, noted by the package's writer, so that a killed run goes on after the last
 only after the gate let it pass.
 """
 
-import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,33 @@ import numpy as np
 import onnx
 
 from ..runtime import __version__
-from ..runtime.errors import PackageError, VerificationError
+from ..runtime.errors import EdgereelsError, PackageError, VerificationError
 from ..runtime.golden import Tolerance, golden_bytes, load_golden
 from ..runtime.manifest import Calibration
 from ..runtime.model_package import MANIFEST, ModelPackage
 from ..runtime.package_writer import PackageWriter
+from ..runtime.quality import FILE, Quality, quality_bytes
+from .coverage import Coverage, coverage_of
+from .gate import check_judgeable, judge, misses, passed
 from .layers import Layer, StoredTensor
-from .plan import FindRange, Plan, PlannedGraph, keeps_everything, make_plan, read_graphs, static_layers
+from .learn import learn, resume_key
+from .plan import (
+    Plan,
+    PlannedGraph,
+    check_recipe,
+    keeps_everything,
+    make_plan,
+    read_graphs,
+)
 from .recipes import Recipe
-from .rewrite import KEPT, Range, Storage, StoredWeight, rewrite
+from .request import Progress, Request
+from .rewrite import KEPT, Storage, StoredWeight, rewrite
 from .stored_weights import Slot, lay_out, named, pieces, unchanged
 
-CODEC_VERSION = 1
-"""Part of the key of resumed work: raised when the same recipe would give other bytes."""
-OPENVINO = "openvino"
-QUALITY = "quality.json"
+logger = logging.getLogger(__name__)
 
-Progress = Callable[[str], None]
-Gate = Callable[[ModelPackage, ModelPackage, Progress], Mapping[str, Any]]
-"""Takes the source and the candidate; returns the quality record, whose `passed` and `faults` say whether it may be."""
+OPENVINO = "openvino"
+
 
 TOLERANCES: Mapping[str, Tolerance] = {
     "fp16": Tolerance(0.003, 0.03, "weights rounded to 10 bits of mantissa: at least 50 dB"),
@@ -50,51 +58,6 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to quantize, and how."""
-
-    package: str | Path
-    """Folder of the package, or the text "default"."""
-    target: Path
-    """Folder to write."""
-    recipe: Recipe
-    """What to follow."""
-    calibration: Path | None = None
-    """Folder with sounds (and pictures); None: the embedded demonstration."""
-    gate: Gate | None = None
-    """Judges the result; None: nobody does, and the package says so."""
-    enforce: bool = True
-    """Whether a missed gate leaves no package."""
-    force: bool = False
-    """Whether to replace a package that exists."""
-    threads: int | None = None
-    """For engines, as everywhere."""
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What a form covers in a subnetwork."""
-
-    subnetwork: str
-    """Which."""
-    form: str
-    """On every engine, or "onnxruntime's / openvino's" where they differ."""
-    layers: int
-    """How many parameters are stored so."""
-    parameters: int
-    """Values in them."""
-    fp32_bytes: int
-    """What they would take as float32."""
-    size_bytes: int
-    """What they take, scales included."""
-
-    @property
-    def ratio(self) -> float:
-        """New size over float32 size."""
-        return self.size_bytes / self.fp32_bytes
-
-
-@dataclass(frozen=True)
 class Quantized:
     """A package that was written."""
 
@@ -104,8 +67,12 @@ class Quantized:
     """By subnetwork and form."""
     notes: tuple[str, ...]
     """Layers that got another form than the recipe asked for."""
-    quality: Mapping[str, Any] | None
-    """The quality record; None where there was no gate."""
+    ladders: tuple[Quality, ...]
+    """What the ladder found on each engine; empty where none could be climbed and no gate was asked for."""
+    recipe: Recipe
+    """What was followed: with the exceptions that were made, and what a search decided."""
+    curve: Mapping[str, Any] | None
+    """What a search found, as JSON; None without one."""
 
 
 def quantize_package(request: Request, *, progress: Progress) -> Quantized:
@@ -126,24 +93,24 @@ def quantize_package(request: Request, *, progress: Progress) -> Quantized:
     progress("check the source")
     source = ModelPackage.open(request.package)
     _check_source(source)
+    if request.gate:
+        check_judgeable(source)
     graphs = read_graphs(source)
-    static = static_layers(request.recipe, graphs)
+    check_recipe(request.recipe, graphs)
     with writer:
-        find_range, calibration = _calibrated(source, static, request=request, writer=writer, progress=progress)
-        plan = make_plan(request.recipe, graphs, find_range=find_range)
+        learned = learn(source, graphs, request=request, writer=writer, progress=progress)
+        plan = make_plan(learned.recipe, graphs, find_range=learned.find_range)
         if keeps_everything(plan):
             raise PackageError(f"the recipe {plan.recipe.name} changes nothing in {source.name}; nothing to write")
         slots, places = _write_weights(plan, source=source, writer=writer, progress=progress)
         siblings = _write_graphs(plan, places=places, writer=writer)
         _write_golden(plan, source=source, writer=writer)
         _carry_over(source, writer=writer)
-        coverage = tuple(_coverage(plan, slots))
-        fields = _fields(plan, source=source, siblings=siblings, calibration=calibration, coverage=coverage)
-        quality = _judge(fields, source=source, request=request, writer=writer, progress=progress)
-        if quality is not None:
-            fields["quality"] = QUALITY
-        package = writer.finish(fields)
-    return Quantized(package, coverage, plan.notes, quality)
+        coverage = coverage_of(plan, slots)
+        fields = _fields(plan, source=source, siblings=siblings, calibration=learned.calibration, coverage=coverage)
+        ladders = _judge(fields, source=source, request=request, writer=writer, progress=progress)
+        package = writer.finish(fields | {"quality": FILE if ladders else None})
+    return Quantized(package, coverage, plan.notes, ladders, plan.recipe, learned.curve)
 
 
 def _check_source(source: ModelPackage) -> None:
@@ -154,46 +121,6 @@ def _check_source(source: ModelPackage) -> None:
             f"(digest {done.source[:12]})",
             code="quantized",
         )
-
-
-def _calibrated(
-    source: ModelPackage,
-    static: Mapping[str, Sequence[str]],
-    *,
-    request: Request,
-    writer: PackageWriter,
-    progress: Progress,
-) -> tuple[FindRange, Calibration | None]:
-    """Return the ranges of activations, resumed where a killed run had them."""
-    if not static:
-        return lambda _layer: None, None
-    from .calibration import family, find_ranges
-    from .trajectory import record
-
-    key = _key("ranges", source.digest, {graph: list(names) for graph, names in static.items()}, _sounds(request))
-    done = writer.resume("ranges", key=key)
-    if done is None:
-        progress("calibrate: render")
-        recording = record(source, scratch=writer.scratch, folder=request.calibration, threads=request.threads)
-        progress("calibrate: watch the activations")
-        found = find_ranges(source, recording, scratch=writer.scratch, layers=static, threads=request.threads)
-        ranges = [[graph, name, seen.low, seen.high] for (graph, name), seen in sorted(found.of_layers.items())]
-        done = {"ranges": ranges, "calibration": asdict(recording.calibration)}
-        writer.complete("ranges", key=key, record=done)
-    by_layer = {(graph, name): Range(low, high) for graph, name, low, high in done["ranges"]}
-    calibration = Calibration(**done["calibration"] | {"sounds": tuple(done["calibration"]["sounds"])})
-    return lambda layer: by_layer.get((family(layer.graph), layer.name)), calibration
-
-
-def _sounds(request: Request) -> list[tuple[str, int, int]]:
-    """Return what tells whether the files to calibrate with are the same: names, sizes, times of change."""
-    folder = request.calibration
-    found = sorted(folder.iterdir()) if folder and folder.is_dir() else []
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
-
-
-def _key(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps([CODEC_VERSION, __version__, *parts], sort_keys=True).encode()).hexdigest()
 
 
 # ── Files ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -213,7 +140,7 @@ def _write_weights(
         every += slots
         progress(f"weights {number} of {len(locations)}")
         changes = any(storages != (KEPT,) for storages in here.values())
-        key = _key("weights", location, [[asdict(slot.stored), asdict(slot.storage)] for slot in slots])
+        key = resume_key("weights", location, [[asdict(slot.stored), asdict(slot.storage)] for slot in slots])
         record = writer.resume(location, key=key)
         if record is None and changes:
             record = {"location": writer.add_weights(pieces(slots, root=source.root))}
@@ -330,32 +257,6 @@ def _fields(
     return fields
 
 
-def _coverage(plan: Plan, slots: Sequence[Slot]) -> list[Coverage]:
-    """Return what is stored in fewer bits, by subnetwork and form."""
-    sizes: dict[StoredTensor, int] = {}
-    for slot in slots:
-        sizes[slot.stored] = sizes.get(slot.stored, 0) + slot.size_bytes
-    rows: dict[tuple[str, str], set[StoredTensor]] = {}
-    seen: set[StoredTensor] = set()
-    for graph in plan.graphs:
-        for ours, theirs in zip(graph.decided["onnxruntime"], graph.decided[OPENVINO], strict=True):
-            forms = dict.fromkeys([ours.rule.form, theirs.rule.form])
-            if ours.layer.stored not in seen and any(form != "keep" for form in forms):
-                seen.add(ours.layer.stored)
-                rows.setdefault((graph.source.subnetwork, " / ".join(forms)), set()).add(ours.layer.stored)
-    return [
-        Coverage(
-            subnetwork=subnetwork,
-            form=form,
-            layers=len(tensors),
-            parameters=sum(stored.elements for stored in tensors),
-            fp32_bytes=4 * sum(stored.elements for stored in tensors),
-            size_bytes=sum(sizes[stored] for stored in tensors),
-        )
-        for (subnetwork, form), tensors in rows.items()
-    ]
-
-
 # ── The gate ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -366,21 +267,23 @@ def _judge(
     request: Request,
     writer: PackageWriter,
     progress: Progress,
-) -> Mapping[str, Any] | None:
-    """Let the gate look at the package where it was written, before it has its name.
+) -> tuple[Quality, ...]:
+    """Let the gate look at the package where it was written, before it has its name; adds the record to it.
 
     Raises:
         VerificationError: it was missed, and the request insists on it.
     """
-    if request.gate is None:
-        return None
-    quality = request.gate(source, writer.draft(fields), progress)
-    faults = [str(fault) for fault in quality.get("faults", ())]
-    if request.enforce and not quality["passed"]:
+    if not request.gate:
+        try:
+            check_judgeable(source)
+        except EdgereelsError as error:
+            logger.warning("%s was written unjudged: %s", request.target, error)
+            return ()
+    ladders = judge(source, writer.draft(fields), threads=request.threads, progress=progress)
+    if request.gate and not passed(ladders):
         raise VerificationError(
-            f"{request.target} was not written: {'; '.join(faults) or 'the gate was missed'} "
+            f"{request.target} was not written, it misses its gate: {'; '.join(misses(ladders))} "
             "(--no-gate writes it and marks it as failed)"
         )
-    text = json.dumps(quality, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    writer.add_file(QUALITY, text.encode("utf-8"))
-    return quality
+    writer.add_file(FILE, quality_bytes(ladders))
+    return ladders

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate: the quality ladder on every engine that is installed, before a quantized package gets its name."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from ..runtime.errors import EngineError, PackageError
+from ..runtime.model_package import ModelPackage
+from ..runtime.quality import PASSED, Quality
+from .request import Progress
+
+DEVICES = {"onnxruntime": "onnxruntime:CPU", "openvino": "openvino:CPU"}
+"""Where each engine library is asked; these are the engines that a recipe can name."""
+NEEDED = ("audio_encoder", "vae_encoder", "vae_decoder", "dit", "finish")
+"""Subnetworks without which nothing can be rendered, and so nothing be judged."""
+
+
+def installed_devices() -> list[str]:
+    """Return where a ladder can be climbed here."""
+    return [device for module, device in DEVICES.items() if find_spec(module) is not None]
+
+
+def check_judgeable(source: ModelPackage) -> None:
+    """Refuse before any work what could not be judged after it.
+
+    Raises:
+        EngineError: no engine is installed.
+        PackageError: a subnetwork is missing.
+    """
+    if not installed_devices():
+        raise EngineError(
+            "no engine is installed to judge the result with: pip install 'edgereels[cpu]' or 'edgereels[openvino]'; "
+            "--no-gate writes the package unjudged"
+        )
+    missing = [name for name in NEEDED if not source.has(name)]
+    if missing:
+        raise PackageError(
+            f"{source.name} has no {', '.join(missing)} and can not render, so nothing would judge the result; "
+            "--no-gate writes the package unjudged",
+            code="missing-subnetwork",
+        )
+
+
+def judge(
+    source: ModelPackage, candidate: ModelPackage, *, threads: int | None, progress: Progress
+) -> tuple[Quality, ...]:
+    """Climb the ladder on every engine that is installed.
+
+    Args:
+        source: the package that the candidate was made from.
+        candidate: what is judged; it need not have its name yet.
+        threads: as for a session.
+        progress: called with a line before each piece of work.
+
+    Raises:
+        VerificationError: a fault made on purpose passed: the ladder proves nothing here.
+        EngineError: a graph could not be run.
+    """
+    from ..runtime.ladder import climb
+
+    ladders: list[Quality] = []
+    for device in installed_devices():
+        ladders.append(
+            climb(
+                candidate,
+                source,
+                device=device,
+                threads=threads,
+                progress=lambda line, device=device: progress(f"{device}: {line}"),
+            )
+        )
+    return tuple(ladders)
+
+
+def misses(ladders: Sequence[Quality]) -> list[str]:
+    """Return a line for every gate that was missed: on which engine, where, and by how much."""
+    return [f"{ladder.engine_name}: {line}" for ladder in ladders for line in ladder.misses]
+
+
+def passed(ladders: Sequence[Quality]) -> bool:
+    """Tell whether every ladder was climbed to the top."""
+    return bool(ladders) and all(ladder.verdict == PASSED for ladder in ladders)
