@@ -27,6 +27,7 @@ SUMMARIES = {
     "export": "checkpoint in, package out",
     "inspect": "say what a package holds",
     "verify": "check digests and golden vectors on a device",
+    "quantize": "store and compute a package in fewer bits, and prove the cost",
     "avatar": "prepare one identity for a package",
     "render": "sound and a face in, video out",
     "demo": "render a bundled clip with the embedded avatar",
@@ -164,9 +165,8 @@ def _load(verb: EntryPoint) -> Callable[[list[str]], int]:
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("edgereels"):
             raise
-        raise MissingExtraError(
-            str(error.name), extra="export" if verb.name == "export" else "cpu", purpose=f"edgereels {verb.name}"
-        ) from error
+        extra = {"export": "export", "quantize": "quant"}.get(verb.name, "cpu")
+        raise MissingExtraError(str(error.name), extra=extra, purpose=f"edgereels {verb.name}") from error
 
 
 def _help(verbs: dict[str, EntryPoint]) -> str:
