@@ -76,7 +76,8 @@ def library_findings(
 ) -> Iterator[Finding]:
     """Yield what is wrong with engines here, and which would serve devices that lie idle."""
     wheels = {name: library.wheels for name, library in libraries.items()}
-    yield from wheel_findings(wheels, has_card=bool(cuda.cards))
+    tried = {name for name, library in libraries.items() if library.works or library.fault}
+    yield from wheel_findings(wheels, is_there=tried.__contains__, has_card=bool(cuda.cards))
     for name, library in libraries.items():
         if library.fault:
             named = " ".join((name, *library.wheels.values()))

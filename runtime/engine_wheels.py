@@ -66,7 +66,7 @@ def wheel_findings(
 
     Args:
         wheels: library to wheel to version, from `installed_wheels`.
-        is_there: tells whether a module is found.
+        is_there: tells whether a library's module is found, with or without a wheel.
         has_card: whether there is an NVIDIA card, which decides what to install.
     """
     if not any(wheels.values()) and not any(is_there(library) for library in wheels):
