@@ -124,3 +124,8 @@ def write_part(path: Path, content: Any) -> None:
     aside = path.with_name(path.name + ".partial")
     aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
     aside.replace(path)
+
+
+def read_part(path: Path) -> Any:
+    """Return what `write_part` wrote, or None where nothing is."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What else the machine was doing while it was measured."""
+
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+QUIET_LOAD = 0.5
+"""Load average over the last minute above which figures of a fresh start are not to be trusted."""
+
+
+def circumstances() -> dict[str, Any]:
+    """Return the time, the load average, and how much processor time other machines on the same host took (steal)."""
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load_1_min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "steal_s": _steal_s(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+def _steal_s() -> float | None:
+    """Return seconds stolen from this virtual machine since it started; None where the system doesn't tell."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+    except OSError:  # not Linux
+        return None
+    return int(fields[8]) / os.sysconf("SC_CLK_TCK")
