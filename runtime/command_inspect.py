@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .manifest import FORMAT, GraphEntry, Manifest, TensorSpec
+from .manifest import FORMAT, GraphEntry, Manifest, Quantization, TensorSpec
 from .model_package import ModelPackage
 from .options import OptionParser, add_print_options
+from .quality import parity_summary, quality_line, quality_summary
 
 BLOCK = re.compile(r"(.+)_\d+")
 
@@ -89,30 +90,33 @@ def _as_json(package: ModelPackage, *, checked: str) -> dict[str, Any]:
         "graphs": graphs,
         "size_bytes": sum(entry.size_bytes for entry in manifest.files.values()),
         "weights_bytes": _weights_bytes(manifest),
-        "quality": _quality(manifest),
+        "quality": _quality(package),
         "file_count": len(manifest.files),
         "checked": checked,
     }
     return whole
 
 
-def _quality(manifest: Manifest) -> dict[str, Any]:
-    """Return what the package records of its own quality: the largest differences from PyTorch, at export."""
-    measured = [entry.parity for entry in manifest.graphs.values() if entry.parity]
-    return {
-        "max_abs": max((found.max_abs for found in measured), default=None),
-        "max_rel": max((found.max_rel for found in measured), default=None),
-        "graphs_measured": len(measured),
-        "graphs": len(manifest.graphs),
-    }
+def _quality(package: ModelPackage) -> dict[str, Any]:
+    """Return what the package records of its quality: its ladders, and how near PyTorch it was at export."""
+    return parity_summary(package.manifest) | {"said": quality_line(package), "ladders": quality_summary(package)}
 
 
-def _quality_line(manifest: Manifest) -> str:
-    found = _quality(manifest)
+def _parity_line(manifest: Manifest) -> str:
+    found = parity_summary(manifest)
     if not found["graphs_measured"]:
         return "not measured"
     measured = f"{found['graphs_measured']} of {found['graphs']} graphs"
     return f"{measured} within {found['max_abs']:.1e} (relative {found['max_rel']:.1e}) of PyTorch at export"
+
+
+def _quantization_line(found: Quantization) -> str:
+    covered = found.covered
+    share = f", {covered.size_bytes / covered.fp32_bytes:.2f} of float32" if covered.fp32_bytes else ""
+    return (
+        f"{found.recipe}: {covered.layers} layers, {covered.parameters:,} parameters in {_size(covered.size_bytes)}"
+        f"{share}; from sha256:{found.source[:16]}"
+    )
 
 
 def _weights_bytes(manifest: Manifest) -> int:
@@ -128,7 +132,11 @@ def _as_text(package: ModelPackage, *, checked: str) -> Iterator[str]:
     weights = _size(_weights_bytes(manifest))
     yield f"  files      {len(manifest.files)}, {_size(size_bytes)}, of which weights {weights}; {digests}"
     yield f"  precision  {manifest.precision} (storage)"
-    yield f"  quality    {_quality_line(manifest)}"
+    if manifest.quantization:
+        yield f"  quantized  {_quantization_line(manifest.quantization)}"
+    yield f"  quality    {quality_line(package)}"
+    yield from (f"  missed     {miss}" for ladder in quality_summary(package) for miss in ladder["misses"])
+    yield f"  parity     {_parity_line(manifest)}"
     yield f"  made with  {', '.join(f'{tool} {version}' for tool, version in manifest.made_with.items()) or 'unknown'}"
     yield (
         f"  settings   {settings.fps:g} fps, window {settings.window}, motion {settings.motion}, drop {settings.drop} "

@@ -47,8 +47,13 @@ def test_it_says_how_the_network_is_sampled(text: str) -> None:
 
 
 def test_it_says_how_near_to_pytorch_it_is(text: str, whole: dict[str, Any]) -> None:
-    assert line_of(text, "quality") == "quality 3 of 3 graphs within 1.0e-07 (relative 1.0e-07) of PyTorch at export"
-    assert whole["quality"] == {"max_abs": 1e-7, "max_rel": 1e-7, "graphs_measured": 3, "graphs": 3}
+    assert line_of(text, "parity") == "parity 3 of 3 graphs within 1.0e-07 (relative 1.0e-07) of PyTorch at export"
+    measured = {"max_abs": 1e-7, "max_rel": 1e-7, "graphs_measured": 3, "graphs": 3}
+    assert whole["quality"] == {**measured, "said": "unmeasured", "ladders": []}
+
+
+def test_a_package_without_a_record_is_unmeasured(text: str) -> None:
+    assert line_of(text, "quality") == "quality unmeasured"
 
 
 def test_it_says_whose_face_it_takes(text: str) -> None:
