@@ -140,11 +140,12 @@ def scaled_copy(package: ModelPackage, graph: str, *, folder: Path, scale: float
             stream.seek(offset)
             values = stream.read(tensor.size_bytes)
             stream.seek(offset)
-            stream.write(_scaled(values, dtype=tensor.dtype, scale=scale))
+            stream.write(scaled_bytes(values, dtype=tensor.dtype, scale=scale))
     return path
 
 
-def _scaled(values: bytes, *, dtype: str, scale: float) -> bytes:
+def scaled_bytes(values: bytes, *, dtype: str, scale: float) -> bytes:
+    """Multiply little-endian values of a floating-point type."""
     if dtype == "bfloat16":  # the upper half of a float32
         wide = np.frombuffer(values, "<u2").astype("<u4") << 16
         larger = (wide.view("<f4") * np.float32(scale)).astype("<f4")
