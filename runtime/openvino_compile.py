@@ -164,13 +164,13 @@ def compile_ahead(
             )
         except OSError:
             return {}
+        batch = _Batch(wanted, child, timeout_s=timeout_s, progress=progress)
         try:
-            return _Batch(wanted, child, timeout_s=timeout_s, progress=progress).watch()
+            return batch.watch()
         except _NotStartedError:
             return {}
         finally:
-            child.kill()
-            child.wait()
+            batch.close()
 
 
 def _command() -> list[str] | None:
@@ -207,39 +207,46 @@ class _Batch:
         self._progress = progress
         self._made: dict[str, Made] = {}
         self._is_ended = False
+        self._lines: queue.Queue[bytes | None] = queue.Queue()
+        self._talker = threading.Thread(target=self._talk, daemon=True)
+        self._talker.start()
+
+    def close(self) -> None:
+        """End the child, if it still runs, and wait for it."""
+        self._child.kill()
+        self._child.wait()
+        self._talker.join()
 
     def watch(self) -> dict[str, Made]:
         """Hand the jobs over and listen until the child is done."""
-        lines: queue.Queue[bytes | None] = queue.Queue()
-        threading.Thread(target=self._talk, args=(lines,), daemon=True).start()
         with endable(self._end):
-            if self._heard(lines, within_s=START_S) is None:
+            if self._heard(within_s=START_S) is None:
                 self._raise_if_ended()
                 raise _NotStartedError
             for at, job in enumerate(self._jobs):
                 if self._progress:
                     self._progress(at, len(self._jobs), job.name)
-                self._take(job, self._heard(lines, within_s=self._timeout_s))
+                self._take(job, self._heard(within_s=self._timeout_s))
         if self._progress:
             self._progress(len(self._jobs), len(self._jobs), self._jobs[-1].name)
         return self._made
 
-    def _talk(self, lines: "queue.Queue[bytes | None]") -> None:
+    def _talk(self) -> None:
         """Write the jobs, read the answers; a queue, unlike a pipe, can be waited on for a while on every system."""
         assert self._child.stdin and self._child.stdout
-        with contextlib.suppress(OSError, ValueError):  # the child has died, which the missing answer shows
-            self._child.stdin.write(json.dumps([asdict(job) for job in self._jobs]).encode())
-            self._child.stdin.close()
-            for line in self._child.stdout:
-                lines.put(line)
-        lines.put(None)
+        with contextlib.suppress(OSError), self._child.stdin as questions:  # a child that died shows by its silence
+            questions.write(json.dumps([asdict(job) for job in self._jobs]).encode())
+        with self._child.stdout as answers:
+            for line in answers:
+                self._lines.put(line)
+        self._lines.put(None)
 
-    def _heard(self, lines: "queue.Queue[bytes | None]", *, within_s: float) -> dict[str, Any] | None:
+    def _heard(self, *, within_s: float) -> dict[str, Any] | None:
         """Return the child's next answer; None where it ended or took too long."""
         deadline_s = time.monotonic() + within_s
         while time.monotonic() < deadline_s:
             with contextlib.suppress(queue.Empty):
-                line = lines.get(timeout=min(STEP_S, within_s))
+                line = self._lines.get(timeout=min(STEP_S, within_s))
                 return json.loads(line) if line else None
         return None
 

@@ -225,7 +225,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """Return what OpenVINO means: the last line of a message that begins with its own source files."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.strip(" -") for line in str(error).splitlines()]
     told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
     return (told or [line for line in lines if line] or [type(error).__name__])[-1]
 
