@@ -15,13 +15,12 @@ from .engine import Device, bounded_threads, library_of
 from .engine_libraries import Library, find_libraries, library_findings, machine_findings
 from .engine_wheels import Finding, install_line
 from .errors import EdgereelsError, UsageError
-from .footprint import Footprint, estimate
+from .footprint import RENDER_GRAPHS, Footprint, estimate
 from .machine import Memory, Processor, intel_graphics, memory_facts, processor_facts
 from .manifest import GraphEntry
 from .model_package import ModelPackage
 from .placement import Asked, Placement
 from .seen_hardware import seen_on
-from .session import WARM_GRAPHS
 from .trial_process import Answer, Ask, ask_trial
 
 PACKAGE_TIMEOUT_S = 300.0
@@ -30,8 +29,6 @@ WINDOW_BUDGET_S = 5.0
 """A window that would take longer isn't run: golden vectors are, which are small."""
 FLOPS_PER_THREAD = 20e9
 """What one thread of an ordinary processor reaches in f32, operations per second; only the above hangs on it."""
-RENDER_GRAPHS = ("audio_encoder", *WARM_GRAPHS)
-"""Graphs that a render opens."""
 LEAST_GAIN = 1.1
 """An engine is called faster from this median on, where also all rounds but one were faster."""
 
@@ -200,7 +197,8 @@ def diagnose(
         opened.require("audio_encoder", "vae_encoder", "vae_decoder", "dit", "finish")
         Placement(opened, Asked(place=asked["place"]))  # opens nothing; refuses what the package doesn't have
         if not any(library.works for library in libraries.values()):
-            raise EdgereelsError(f"no engine works: {install_line('cuda' if cuda.cards else 'cpu')}")
+            broken = "; ".join(f"{library.name}: {library.fault}" for library in libraries.values() if library.fault)
+            raise EdgereelsError(f"no engine works ({broken or install_line('cuda' if cuda.cards else 'cpu')})")
         progress(f"trying {opened.name}, and other engines against it" if not quick else f"trying {opened.name}")
         others = () if quick else tuple(_other_devices(libraries, cuda))
         tried = _try(opened, asked=asked, memory=memory, cuda=cuda, others=others, ask=ask)

@@ -12,6 +12,12 @@ from .manifest import DitSettings, GraphEntry
 from .model_package import ModelPackage
 from .vae_stream import FRAMES_PER_LATENT
 
+RENDER_GRAPHS = (
+    *("audio_encoder", "image_encoder", "vae_encoder_first", "vae_encoder_next"),
+    *("dit", "vae_decoder_first", "vae_decoder_next", "finish"),
+)
+"""Graphs that a render opens, as far as a package has them."""
+
 PROCESS_BYTES = 120 << 20
 """Python, numpy and one engine's library before a graph is open: 75 to 110 MiB were measured."""
 FLOAT_BYTES = 4

@@ -24,11 +24,12 @@ from .cuda_driver import find_cards
 from .engine import Engine
 from .engine_gain import HEAVY, Load, LoadRecorder, interleave, ratio, window_ms
 from .errors import EdgereelsError
+from .footprint import RENDER_GRAPHS
 from .golden import load_golden
 from .machine import resident_bytes
 from .model_package import ModelPackage
 from .placement import Asked, Placement
-from .session import WARM_GRAPHS, AvatarSession
+from .session import AvatarSession
 
 SHORTEST_SOUND_S = 0.5
 """Shorter ones are refused below 0.4 s."""
@@ -174,7 +175,7 @@ def _run_golden(package: ModelPackage, asked: Mapping[str, Any]) -> tuple[dict[s
     with ExitStack() as stack:
         placement = Placement(package, Asked(**fields))
         stack.callback(placement.close)
-        for graph in ("audio_encoder", *WARM_GRAPHS):
+        for graph in RENDER_GRAPHS:
             path = package.golden_path(graph)
             if graph in package.manifest.graphs:
                 engine = placement[graph]
