@@ -201,9 +201,9 @@ def _remark(seen: str, fallback: str) -> str:
 def _need_line(need: Need) -> str:
     kind = "measured" if need.is_measured else "estimate"
     short = "" if need.fits else ": NOT ENOUGH"
-    return (
-        f"{need.where}: needs {need.needed_bytes / 1e9:.2f} GB ({kind}: {need.how}), {_gb(need.free_bytes)} free{short}"
-    )
+    where = "" if need.where == "memory" else f"{need.where}: "
+    needs = f"needs {need.needed_bytes / 1e9:.2f} GB ({kind}: {need.how})"
+    return f"{where}{needs}, {_gb(need.free_bytes)} free{short}"
 
 
 def _gain_lines(found: Diagnosis) -> Iterator[str]:

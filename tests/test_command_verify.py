@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`edgereels verify` compares a package with its own golden vectors on the engine that is installed."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Collection, Mapping
@@ -16,7 +17,7 @@ from edgereels.runtime import command_verify
 from edgereels.runtime.cli import main as edgereels
 from edgereels.runtime.engine import open_engine
 from edgereels.runtime.errors import EngineError
-from edgereels.runtime.golden import golden_bytes
+from edgereels.runtime.golden import Tolerance, golden_bytes
 from edgereels.runtime.model_package import ModelPackage
 from edgereels.runtime.verification import broken_weights, verify_package
 
@@ -234,6 +235,49 @@ def test_a_report_holds_results_versions_and_machine(
     assert [graph["provider"] for graph in report["graphs"]] == ["CPUExecutionProvider"] * 3
 
 
+def test_a_report_says_what_others_need_to_compare_machines(original: Path, tmp_path: Path) -> None:
+    verify(original, "--device", "openvino:CPU", "--report", str(tmp_path / "report.json"))
+    report = json.loads((tmp_path / "report.json").read_bytes())
+    assert report["passed"] and report["format_version"] == 2
+    for graph in report["graphs"]:
+        assert (graph["library"], graph["provider"], graph["precision"]) == ("openvino", "OpenVINO CPU", "f32")
+        assert graph["node_counts"]["OpenVINO CPU"] > 0
+        assert graph["runs"] == 5 and graph["run_ms_min"] <= graph["run_ms"] <= graph["run_ms_max"]
+        assert graph["first_ms"] > 0
+    assert report["openvino_devices"][0]["name"] == "CPU"
+    assert report["machine"]["usable_cores"] >= 1 and report["cuda"]["cards"] == []
+
+
+def test_a_library_runs_its_own_sibling(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sibling's weights are wrong on purpose: OpenVINO fails on it, ONNX Runtime never opens it."""
+    wrong = inline(WEIGHTS * np.float32(1.05))
+    (package / "dit_block_00.openvino.onnx").write_bytes(wrong)
+
+    def add(fields: dict[str, Any]) -> None:
+        fields["graphs"]["dit_block_00"]["siblings"] = {"openvino": "dit_block_00.openvino.onnx"}
+        fields["files"]["dit_block_00.openvino.onnx"] = {
+            "size_bytes": len(wrong),
+            "sha256": hashlib.sha256(wrong).hexdigest(),
+        }
+
+    change_manifest(package, add)
+    assert verify(package, "--device", "onnxruntime:CPU") == 0
+    assert verify(package, "--device", "openvino:CPU") == 1
+    assert "dit_block_00: velocity: rel L2 0.05" in capsys.readouterr().err
+
+
+def test_a_quantized_graph_is_judged_by_what_its_golden_file_allows(package: Path) -> None:
+    """Quantizing writes a wider tolerance beside the same float32 outputs; a worse graph still fails."""
+    allowed = Tolerance(rel_l2=0.06, max_abs=0.2, reason="int8 weights, 30 dB", levels=4)
+    content = golden_bytes({"tokens": TOKENS}, {"velocity": TOKENS @ WEIGHTS}, tolerance=allowed)
+    replace_file(package, "golden/dit_block_00.safetensors", content)
+    replace_file(package, "dit_block_00.onnx", inline(WEIGHTS * np.float32(1.05)))
+    assert verify(package) == 0
+    assert verify(package, "--device", "openvino:CPU", "--compute", "auto") == 0
+    replace_file(package, "dit_block_00.onnx", inline(WEIGHTS * np.float32(1.10)))
+    assert verify(package) == 1
+
+
 def test_a_report_names_no_folder(original: Path, tmp_path: Path) -> None:
     verify(original, "--report", str(tmp_path / "report.json"))
     text = (tmp_path / "report.json").read_text()
@@ -264,6 +308,86 @@ def test_a_report_into_a_folder_that_is_missing_is_refused_first(
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert edgereels(["verify", *arguments]) == 2
     assert "edgereels verify: wrong usage: " in capsys.readouterr().err
+
+
+# ── The ladder ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Climbed:
+    """What a ladder's record is to the command line."""
+
+    def __init__(self, verdict: str) -> None:
+        self.verdict = verdict
+        self.misses = () if verdict == "passed" else ("graph dit: SQNR 12.0 dB, at least 30 dB",)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"verdict": self.verdict}
+
+
+@pytest.fixture
+def climbs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the ladder was asked for; its verdict is in the reference's name."""
+    asked: list[dict[str, Any]] = []
+
+    def climb(candidate: ModelPackage, reference: ModelPackage, **arguments: Any) -> Climbed:
+        asked.append({"candidate": candidate.name, "reference": reference.name, **arguments})
+        return Climbed("failed" if "failing" in reference.name else "passed")
+
+    monkeypatch.setattr(command_verify, "climb", climb)
+    monkeypatch.setattr(command_verify, "table", lambda quality: f"ladder {quality.verdict}\n")
+    return asked
+
+
+def test_a_ladder_computes_as_a_render_does(
+    original: Path, climbs: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(original, "--ladder") == 0
+    assert (climbs[0]["compute"], climbs[0]["reference"]) == ("auto", "tiny.edgereels")
+    assert "ladder passed" in capsys.readouterr().out
+    assert verify(original, "--ladder", "--compute", "f32") == 0
+    assert climbs[1]["compute"] == "f32"
+
+
+def test_a_gate_that_is_missed_is_a_line_and_exit_code_1(
+    original: Path, tmp_path: Path, climbs: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing = shutil.copytree(original, tmp_path / "failing.edgereels")
+    report = tmp_path / "report.json"
+    assert verify(original, "--ladder", "--reference", str(failing), "--report", str(report)) == 1
+    assert capsys.readouterr().err == "edgereels verify: graph dit: SQNR 12.0 dB, at least 30 dB\n"
+    assert json.loads(report.read_bytes())["ladder"] == {"verdict": "failed"}
+    assert len(climbs) == 1
+
+
+def test_without_a_ladder_the_report_has_none(original: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verify(original, "--json")
+    assert json.loads(capsys.readouterr().out)["ladder"] is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--reference", "x"], ["--rungs", "graph"], ["--ladder", "--rungs", "attic"]],
+    ids=["reference alone", "rungs alone", "unknown rung"],
+)
+def test_options_of_the_ladder_need_it(
+    original: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(original, *arguments) == 2
+    assert "wrong usage" in capsys.readouterr().err
+
+
+def test_a_quantized_package_needs_its_reference(
+    package: Path, climbs: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def quantize(fields: dict[str, Any]) -> None:
+        covered = {"layers": 1, "parameters": 12, "size_bytes": 12, "fp32_bytes": 48}
+        fields["quantization"] = {"recipe": "int8", "rules": [], "source": "ab" * 32, "calibration": None}
+        fields["quantization"]["covered"] = covered
+
+    change_manifest(package, quantize)
+    assert verify(package, "--ladder") == 2
+    assert "needs --reference, the package with the digest abab" in capsys.readouterr().err
+    assert climbs == []
 
 
 @pytest.mark.parametrize("fail_at", [0, 2], ids=["opening", "running"])
