@@ -58,8 +58,7 @@ def cosine(ours: Array, theirs: Array) -> float:
     norms = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
     if norms == 0:
         return float(not a.any() and not b.any())
-    found = float(a @ b) / norms
-    return found if math.isfinite(found) else 0.0
+    return float(a @ b) / norms if math.isfinite(norms) else 0.0
 
 
 def _powers(ours: Array, theirs: Array) -> tuple[float, float]:
@@ -67,9 +66,11 @@ def _powers(ours: Array, theirs: Array) -> tuple[float, float]:
     if ours.shape != theirs.shape:
         raise ValueError(f"the shapes {ours.shape} and {theirs.shape} differ; only equal ones can be compared")
     reference = theirs.astype(np.float64).ravel()
-    difference = ours.astype(np.float64).ravel() - reference
-    noise = float(difference @ difference)
-    return float(reference @ reference), noise if math.isfinite(noise) else math.inf
+    with np.errstate(invalid="ignore"):  # infinity minus itself is noise without end, not a warning
+        difference = ours.astype(np.float64).ravel() - reference
+        noise = float(difference @ difference)
+        power = float(reference @ reference)
+    return power, noise if math.isfinite(noise) else math.inf
 
 
 def _decibels(power: float, noise: float) -> float:

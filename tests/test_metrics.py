@@ -49,6 +49,7 @@ def test_signal_to_noise_of_a_tenth_is_twenty_decibels() -> None:
         pytest.param([1.0, 0.0], [0.0, 0.0], -MOST_DB, 1e10, id="noise-without-signal"),
         pytest.param([math.nan, 0.0], [1.0, 0.0], -MOST_DB, 1e10, id="nan"),
         pytest.param([math.inf, 0.0], [1.0, 0.0], -MOST_DB, 1e10, id="infinity"),
+        pytest.param([math.inf, 0.0], [math.inf, 0.0], -MOST_DB, 1e10, id="infinity-twice"),
         pytest.param([0.0, 0.0], [1.0, 0.0], 0.0, 1.0, id="nothing-left"),
     ],
 )
