@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
+
+from .compile_cache import OnEvent
 
 Array = npt.NDArray[Any]
 Resident = Any
@@ -90,6 +92,20 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the graph. Running afterwards is an error; closing twice is not."""
         ...
+
+
+@runtime_checkable
+class Holding(Protocol):
+    """An engine whose device is worth being given once what several runs need."""
+
+    def hold(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        """Return the same inputs as values on the device, good until the next call."""
+        ...
+
+
+def held(engine: Engine, feeds: Mapping[str, Value]) -> Mapping[str, Value]:
+    """Return inputs as an engine reads them fastest, run after run: on its device, or as they are."""
+    return engine.hold(feeds) if isinstance(engine, Holding) else feeds
 
 
 @dataclass(frozen=True)
@@ -187,7 +203,13 @@ def end_runs() -> None:
 
 
 def open_engine(
-    graph: Path, *, device: str = "cpu", threads: int | None = None, compute: str = "auto", siblings: bool = False
+    graph: Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    compute: str = "auto",
+    siblings: bool = False,
+    on_event: OnEvent | None = None,
 ) -> Engine:
     """Open one graph file on a device.
 
@@ -198,6 +220,7 @@ def open_engine(
             which are the default.
         compute: arithmetic precision, one of `COMPUTE_CHOICES`; "auto" takes what the device does best.
         siblings: see `library_of`.
+        on_event: told of compilations, cache hits and repairs, by engines that have them.
 
     Raises:
         EngineError: the library, the device or the precision is not to be had, or the graph is refused.
@@ -212,7 +235,7 @@ def open_engine(
     if library_of(asked, siblings=siblings) == "openvino":
         from .engine_openvino import OpenVinoEngine
 
-        return OpenVinoEngine(graph, device=asked, threads=bounded_threads(threads), compute=compute)
+        return OpenVinoEngine(graph, device=asked, threads=bounded_threads(threads), compute=compute, on_event=on_event)
     from .engine_onnxruntime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(graph, device=asked, threads=bounded_threads(threads), compute=compute)

@@ -3,7 +3,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,13 +21,14 @@ from .loudness import normalise_loudness
 from .machine import processor_name
 from .model_package import ModelPackage
 from .observe import Observe
-from .placement import Asked, Placement, check_device
+from .placement import Asked, OnCompile, Placement, check_device
 from .planner import Plan, check_settings, plan
 from .prepare import Preparation, find_avatar
 from .report import EngineReport, RenderReport
 from .sampler import Draws, RecordedDraws, SeededDraws, draw_shapes
+from .shapes import LATENT_CHANNELS, VAE_STRIDE, StreamSize, encoder_shapes, stream_shapes
 from .sinks import ArraySink, LinesSink, Mp4Sink, Sink, check_target, import_av
-from .stream import LATENT_CHANNELS, VAE_STRIDE, Stream
+from .stream import Stream
 from .stream_settings import StreamSettings, as_usage, check_size
 from .tables import RopeGrid, rope_tables
 from .timing import Trace
@@ -39,7 +40,7 @@ WARM_GRAPHS = (
     *("vae_encoder_first", "vae_encoder_next", "vae_decoder_first", "vae_decoder_next"),
     *("dit", "finish", "image_encoder"),
 )
-"""Opened before the first step, where the package has them."""
+"""Run by every stream, where the package has them, beside the audio encoder."""
 
 Samples = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -66,9 +67,17 @@ class AvatarSession:
 
     thread_safe = False
 
-    def __init__(self, package: ModelPackage, asked: Asked, *, observe: Observe | None = None) -> None:
+    def __init__(
+        self,
+        package: ModelPackage,
+        asked: Asked,
+        *,
+        observe: Observe | None = None,
+        on_compile: OnCompile | None = None,
+    ) -> None:
         self.package = package
         self._asked = asked
+        self._on_compile = on_compile
         self._placement = Placement(package, asked, observe=observe)
         self._busy = threading.Lock()
 
@@ -84,6 +93,7 @@ class AvatarSession:
         place: Mapping[str, str] | None = None,
         allow_fallback: bool = False,
         observe: Observe | None = None,
+        on_compile: OnCompile | None = None,
     ) -> Self:
         """Open a package on a device.
 
@@ -97,6 +107,8 @@ class AvatarSession:
             allow_fallback: let the best CPU engine take over where a device can't be had; the report and the trace say
                 where that happened. Otherwise it is an error.
             observe: called after every run with (graph, feeds, outputs), arrays that are valid during the call only.
+            on_compile: called with (graphs compiled, graphs in all, graph) where an engine has to compile: before the
+                first step of a stream at sizes that it hasn't seen yet.
 
         Raises:
             PackageError: the package is damaged, incomplete or unsafe.
@@ -115,7 +127,7 @@ class AvatarSession:
             place=dict(place or {}),
             allow_fallback=allow_fallback,
         )
-        return cls(ModelPackage.open(package, verify=verify), asked, observe=observe)
+        return cls(ModelPackage.open(package, verify=verify), asked, observe=observe, on_compile=on_compile)
 
     def __enter__(self) -> Self:
         return self
@@ -281,6 +293,10 @@ class AvatarSession:
         self.package.require("vae_encoder", "dit")
         face = find_avatar(self.package, image=image)
         preparation = Preparation(self.package, self._placement, face, size=size, trace=Trace(keep=False))
+        height, width = preparation.size
+        with _as_package_error(self.package.name):
+            shapes = encoder_shapes(self.package.manifest, StreamSize(height, width, window, ()))
+        self._placement.freeze(shapes, on_compile=self._on_compile)
         avatar = preparation.avatar(prompt=prompt, negative_prompt=negative_prompt, window=window)
         write_avatar(Path(out), avatar)
         return avatar
@@ -330,13 +346,12 @@ class AvatarSession:
         latent = (LATENT_CHANNELS, made.key_pass.latent_frames, height // VAE_STRIDE, width // VAE_STRIDE)
         if noise is not None:
             draws = RecordedDraws(Path(noise), shapes=_draw_shapes(made, latent, steps=len(sampling.timesteps) - 1))
+        self._freeze(made, height=height, width=width)
         conditions = preparation.conditions(
             sound, prompt=prompt, negative_prompt=negative_prompt, guidance=sampling.guidance, window=sampling.window
         )
-        try:
+        with _as_package_error(self.package.name):
             rope = rope_tables(RopeGrid(latent[1], latent[2] // 2, latent[3] // 2), head_dim=preparation.dit.head_dim)
-        except ValueError as error:
-            raise PackageError(f"{self.package.name} does not make sense: {error}") from error
         stream = Stream(
             made,
             engines=self._placement,
@@ -348,8 +363,15 @@ class AvatarSession:
             fps=own.fps,
             trace=trace,
         )
-        self._placement.warm(*WARM_GRAPHS)
         return _ReadyStream(stream, sound, made.audio_frames, height, width)
+
+    def _freeze(self, made: Plan, *, height: int, width: int) -> None:
+        """Let engines compile for the shapes of a stream, in one go."""
+        decoded = tuple(window.decode_latents for window in made.passes)
+        size = StreamSize(height=height, width=width, window=made.key_pass.window, decoded=decoded)
+        with _as_package_error(self.package.name):
+            shapes = stream_shapes(self.package.manifest, size)
+        self._placement.freeze(shapes, on_compile=self._on_compile)
 
     def _sinks(self, ready: _ReadyStream, made: Mapping[str, Path]) -> Iterator[Sink]:
         """Yield what takes the frames, unopened."""
@@ -385,6 +407,15 @@ class AvatarSession:
             package_digest=self.package.digest,
             engines=engines,
         )
+
+
+@contextmanager
+def _as_package_error(package: str) -> Iterator[None]:
+    """Turn the ValueError of numbers that contradict each other into `PackageError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise PackageError(f"{package} does not make sense: {error}") from error
 
 
 def _already_running() -> EdgereelsError:

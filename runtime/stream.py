@@ -12,19 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from .chunks import KEY_FRAME_REPEATS, KeyFrame, VideoChunk, WindowPlan, mask_array, slice_audio
-from .engine import Array, Engine
+from .engine import Array, Engine, held
 from .errors import EngineError
 from .image import clip_pixels
 from .planner import Plan
 from .sampler import Branch, Draws, Guidance, denoise
+from .shapes import LATENT_CHANNELS
 from .timing import Trace
 from .vae_stream import VaeDecoder, VaeEncoder
 
 Floats = npt.NDArray[np.float32]
-
-LATENT_CHANNELS = 16
-VAE_STRIDE = 8
-"""Pixels per latent, in height and width."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,15 +107,9 @@ class Stream:
         """Return the latents of one pass, [1, 16, T, h, w]."""
         encoded = self._encode_condition(window)
         motion = encoded[0, :, : window.motion_latents] if window.motion_latents else None
+        engine = self._engines["dit"]
         feeds = self._feeds(window, encoded)
-        silence = {name: np.zeros_like(feeds[name]) for name in ("audio_first", "audio_rest") if name in feeds}
-        negative = {"text": self._conditions.negative} if self._conditions.negative is not None else {}
-        changes: dict[Branch, dict[str, Floats]] = {
-            "cond": {},
-            "drop_text": negative,
-            "drop_audio": silence,
-            "uncond": negative | silence,
-        }
+        constant, changes = held(engine, feeds), self._changes(feeds)
 
         def predict(latents: Floats, step: int, branch: Branch) -> Floats:
             step_feeds = {
@@ -127,7 +118,7 @@ class Stream:
                 "head_modulation": self._schedule.head_modulation[step : step + 1],
             }
             with self._trace.span("dit", pass_index=window.pass_index, step=step, branch=branch):
-                return self._engines["dit"].run({**feeds, **changes[branch], **step_feeds})["velocity"]
+                return engine.run({**constant, **changes[branch], **step_feeds})["velocity"]
 
         _batch, _channels, frames, height, width = encoded.shape
         made = denoise(
@@ -144,6 +135,14 @@ class Stream:
                 "check the package with `edgereels verify`"
             )
         return made
+
+    def _changes(self, feeds: Mapping[str, Array]) -> dict[Branch, dict[str, Floats]]:
+        """Return what each branch of guidance is told instead."""
+        if self._guidance.text <= 1 and self._guidance.audio <= 1:
+            return {"cond": {}}
+        silence = {name: np.zeros_like(feeds[name]) for name in ("audio_first", "audio_rest") if name in feeds}
+        negative = {"text": self._conditions.negative} if self._conditions.negative is not None else {}
+        return {"cond": {}, "drop_text": negative, "drop_audio": silence, "uncond": negative | silence}
 
     def _feeds(self, window: WindowPlan, encoded: Floats) -> dict[str, Array]:
         """Return the transformer's inputs that stay the same over the steps of a pass."""
@@ -193,20 +192,21 @@ class Stream:
         at = 0
         while at < window.kept_frames:
             with self._trace.span("vae_decode", pass_index=window.pass_index):
-                decoded = next(pieces)[:, :, : window.kept_frames - at]
-            frames = np.arange(at, at + decoded.shape[2])
-            is_shown = (frames >= window.emit_start) & (frames < window.emit_stop)
-            is_motion = (frames >= motion_start) & (window.pass_index > 0)
-            keys = key_frames_wanted.intersection(frames.tolist())
-            at += decoded.shape[2]
-            if not (is_shown.any() or is_motion.any() or keys):
-                continue
-            with self._trace.span("finish", pass_index=window.pass_index):
-                result = self._match_colours(decoded)
-            shown.append(result["pixels"][is_shown])
-            kept.append(result["matched"][:, :, is_motion])
-            for index in keys:
-                self._key_frames[index] = KeyFrame(result["matched"][0, :, index - frames[0]], index)
+                decoded = next(pieces)
+            # The last piece may reach past what is kept; it is matched whole, in a shape that engines are ready for.
+            stop = min(at + decoded.shape[2], window.kept_frames)
+            emit = _part(at, stop, window.emit_start, window.emit_stop)
+            carry = _part(at, stop, motion_start if window.pass_index > 0 else stop, stop)
+            keys = [index for index in key_frames_wanted if at <= index < stop]
+            if emit or carry or keys:
+                with self._trace.span("finish", pass_index=window.pass_index):
+                    result = self._match_colours(decoded)
+                shown.append(result["pixels"][emit.start : emit.stop])
+                kept.append(result["matched"][:, :, carry.start : carry.stop])
+                for index in keys:
+                    pixels = result["matched"][0, :, index - at].copy()  # a view would keep the whole piece
+                    self._key_frames[index] = KeyFrame(pixels, index)
+            at = stop
         if window.pass_index > 0:
             self._motion = np.concatenate(kept, axis=2)
         return np.concatenate(shown)
@@ -220,3 +220,9 @@ class Stream:
     def _match_colours(self, frames: Floats) -> dict[str, Array]:
         reference = {"reference_mean": self._conditions.reference_mean, "reference_std": self._conditions.reference_std}
         return self._engines["finish"].run({"frames": np.ascontiguousarray(frames), **reference})
+
+
+def _part(start: int, stop: int, wanted_start: int, wanted_stop: int) -> range:
+    """Return which of the frames from `start` to `stop` lie in another range, counted from `start`; maybe none."""
+    first = max(wanted_start - start, 0)
+    return range(first, max(min(wanted_stop, stop) - start, first))

@@ -9,12 +9,28 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from .engine import Engine
+from .engine import Engine, Value
 
 Frames = npt.NDArray[np.float32]
 
 FRAMES_PER_LATENT = 4
 """The VAE's temporal stride: the first latent stands for one frame, each later one for four."""
+
+ENCODED_AT_ONCE = 8
+"""Latents made by one later call of the encoder."""
+
+DECODED_AT_ONCE = 2
+"""Latents given to one later call of the decoder."""
+
+
+def later_calls(latents: int, *, at_once: int) -> list[int]:
+    """Return how many latents each call after the first one takes, of a clip of so many in all.
+
+    >>> later_calls(8, at_once=2)
+    [2, 2, 2, 1]
+    """
+    whole, rest = divmod(latents - 1, at_once)
+    return [at_once] * whole + [rest] * (rest > 0)
 
 
 class VaeStream:
@@ -25,8 +41,15 @@ class VaeStream:
         self._following = following
         self._data_input = first.input_names[0]
         self._data_output = first.output_names[0]
-        self._caches: dict[str, Frames] = {}
+        self._caches: dict[str, Value] = {}
         self._started = False
+        self._stay = {engine: self._staying(engine) for engine in (first, following)}
+
+    def _staying(self, engine: Engine) -> tuple[str, ...]:
+        """Return the outputs that may stay on the device: its caches, where both graphs are there."""
+        if (self._first.library, self._first.provider) != (self._following.library, self._following.provider):
+            return ()
+        return tuple(name for name in engine.output_names if name != self._data_output)
 
     def reset(self) -> None:
         """Forget everything that was fed; the next call starts a new clip."""
@@ -36,7 +59,7 @@ class VaeStream:
     def _step(self, data: Frames) -> Frames:
         """Run the graph that is due on a piece and keep its caches."""
         engine = self._following if self._started else self._first
-        results = engine.run({self._data_input: data, **self._caches})
+        results = engine.run({self._data_input: data, **self._caches}, keep=self._stay[engine])
         output = results.pop(self._data_output)
         self._caches = {name.removeprefix("next_"): cache for name, cache in results.items()}
         self._started = True
@@ -46,7 +69,7 @@ class VaeStream:
 class VaeEncoder(VaeStream):
     """Frames in, normalised latents out."""
 
-    def __init__(self, first: Engine, following: Engine, *, latents_per_call: int = 8) -> None:
+    def __init__(self, first: Engine, following: Engine, *, latents_per_call: int = ENCODED_AT_ONCE) -> None:
         super().__init__(first, following)
         self._latents_per_call = latents_per_call
 
@@ -78,7 +101,7 @@ class VaeEncoder(VaeStream):
 class VaeDecoder(VaeStream):
     """Normalised latents in, frames out."""
 
-    def __init__(self, first: Engine, following: Engine, *, latents_per_call: int = 2) -> None:
+    def __init__(self, first: Engine, following: Engine, *, latents_per_call: int = DECODED_AT_ONCE) -> None:
         super().__init__(first, following)
         self._latents_per_call = latents_per_call
 

@@ -30,6 +30,12 @@ def package(folder: Path) -> ModelPackage:
     return ModelPackage.open(folder)
 
 
+def look_up(placement: Placement, *graphs: str) -> None:
+    """Open graphs, as a stream does."""
+    for graph in graphs:
+        assert placement[graph]
+
+
 class Recorded:
     """Stands in for `open_engine`: remembers what it was asked, and gives what it was asked for."""
 
@@ -60,7 +66,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 def test_a_subnetwork_and_a_graph_can_have_their_own_device(package: ModelPackage, opened: Recorded) -> None:
     place = {"vae_decoder": "openvino:GPU", "vae_decoder_first": "onnxruntime:CPU"}
     made = Placement(package, Asked(device="cpu", place=place))
-    made.warm("dit", "vae_decoder_first", "vae_decoder_next")
+    look_up(made, "dit", "vae_decoder_first", "vae_decoder_next")
     where = {graph: asked["device"] for graph, asked in opened.asked.items()}
     assert where == {"dit": "cpu", "vae_decoder_first": "onnxruntime:CPU", "vae_decoder_next": "openvino:GPU"}
     assert made.got()["vae_decoder_next"].asked == "openvino:GPU"
@@ -68,7 +74,7 @@ def test_a_subnetwork_and_a_graph_can_have_their_own_device(package: ModelPackag
 
 def test_only_transformer_and_vae_compute_in_less_than_f32(package: ModelPackage, opened: Recorded) -> None:
     made = Placement(package, Asked(compute="bf16"))
-    made.warm(*made)
+    look_up(made, *made)
     low = {graph for graph, asked in opened.asked.items() if asked["compute"] == "bf16"}
     assert low == {"dit", "vae_encoder_first", "vae_encoder_next", "vae_decoder_first", "vae_decoder_next"}
 
@@ -82,7 +88,7 @@ def test_a_library_runs_its_own_sibling(
     for library, file in (("openvino", "dit.openvino"), ("onnxruntime", "dit")):
         opened.asked.clear()
         monkeypatch.setattr(placement, "library_of", lambda _device, *, siblings, library=library: library)
-        Placement(quantized, Asked()).warm("dit")
+        look_up(Placement(quantized, Asked()), "dit")
         assert list(opened.asked) == [file]
         assert opened.asked[file]["siblings"]
 
@@ -115,7 +121,7 @@ def test_an_unknown_name_on_the_command_line_is_wrong_usage(
 
 def test_a_device_that_can_not_be_had_is_an_error(package: ModelPackage, opened: Recorded) -> None:
     with pytest.raises(EngineError, match="no cuda:0 here"):
-        Placement(package, Asked(device="cuda:0")).warm("dit")
+        look_up(Placement(package, Asked(device="cuda:0")), "dit")
 
 
 def test_a_fallback_that_was_allowed_is_told(
@@ -124,7 +130,7 @@ def test_a_fallback_that_was_allowed_is_told(
     trace = Trace()
     made = Placement(package, Asked(device="cuda:0", compute="f16", allow_fallback=True))
     made.record_to(trace)
-    made.warm("dit", "vae_decoder_next", "finish")
+    look_up(made, "dit", "vae_decoder_next", "finish")
     assert {got.asked for got in made.got().values()} == {"cuda:0"}
     assert {got.provider for got in made.got().values()} == {"cpu"}
     told = [event for event in trace.events if event["event"] == "fallback"]
@@ -139,7 +145,7 @@ def test_what_was_had_is_no_fallback(package: ModelPackage, opened: Recorded, ca
     trace = Trace()
     made = Placement(package, Asked(device="cpu", allow_fallback=True))
     made.record_to(trace)
-    made.warm("dit")
+    look_up(made, "dit")
     assert made.got()["dit"].fallback is None
     assert not [event for event in trace.events if event["event"] == "fallback"]
     assert not caplog.messages

@@ -17,7 +17,7 @@ def test_all_lists_every_public_name() -> None:
     assert {*public, "__version__"} == set(edgereels.runtime.__all__)
 
 
-@pytest.mark.parametrize("module", ["audio", "image", "planner", "schedulers", "tables"])
+@pytest.mark.parametrize("module", ["audio", "image", "planner", "schedulers", "shapes", "tables", "vae_stream"])
 def test_examples_in_docstrings(module: str) -> None:
     failed, attempted = doctest.testmod(importlib.import_module(f"edgereels.runtime.{module}"))
     assert attempted and not failed

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The streams over fake graphs: a running sum is a causal network with one cache."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from edgereels.runtime.vae_stream import VaeDecoder, VaeEncoder
 class RunningSum:
     """Adds everything fed so far; `next_cache_00` carries the sum."""
 
+    library = "test"
     provider = "test"
     precision = "f32"
+    node_counts: Mapping[str, int] = {}
 
     def __init__(self, data: str, *, repeat: int, is_first: bool) -> None:
         self.repeat = repeat
@@ -21,7 +24,11 @@ class RunningSum:
         self.input_names = (data,) if is_first else (data, "cache_00")
         self.output_names = ("sums", "cache_00" if is_first else "next_cache_00")
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def freeze(self, shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> None:
+        """Any shape will do."""
+
+    def run(self, feeds: Mapping[str, Any], *, keep: Collection[str] = ()) -> dict[str, Any]:
+        self.kept = keep
         data = feeds[self.input_names[0]]
         sums = np.cumsum(data, axis=2) + (0 if self.is_first else feeds["cache_00"])
         return {"sums": np.repeat(sums, self.repeat, axis=2), self.output_names[1]: sums[:, :, -1:]}
@@ -77,12 +84,24 @@ def test_the_encoder_takes_one_frame_and_then_fours() -> None:
     seen: list[int] = []
 
     class Watching(RunningSum):
-        def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        def run(self, feeds: Mapping[str, Any], *, keep: Collection[str] = ()) -> dict[str, Any]:
             seen.append(feeds["frames"].shape[2])
-            return super().run(feeds)
+            return super().run(feeds, keep=keep)
 
     encoder = VaeEncoder(
         Watching("frames", repeat=1, is_first=True), Watching("frames", repeat=1, is_first=False), latents_per_call=2
     )
     encoder.encode(frames)
     assert seen == [1, 8, 4]
+
+
+@pytest.mark.parametrize(
+    ("provider", "kept"), [("test", ("next_cache_00",)), ("elsewhere", ())], ids=["together", "apart"]
+)
+def test_caches_stay_on_the_device_where_both_graphs_are_there(provider: str, kept: tuple[str, ...]) -> None:
+    first = RunningSum("latents", repeat=1, is_first=True)
+    following = RunningSum("latents", repeat=4, is_first=False)
+    following.provider = provider
+    VaeDecoder(first, following).decode(LATENTS)
+    assert tuple(following.kept) == kept
+    assert tuple(first.kept) == tuple(name.removeprefix("next_") for name in kept)
