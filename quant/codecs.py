@@ -10,9 +10,9 @@ int8   clip(rint(w / s), -L, L), L = 127, or 63 at 7 bits   q · s, s = max|w| /
 int4   clip(rint(w / s), -8, 7), two in a byte              q · s, one s for 64 weights of an output
 ====== ==================================================== ==================================================
 
-Scales are float32. An int4 block takes, of 16 scales between 0.72 and 1.02 of the one that maps its largest weight to
--8 (the scale's sign is that weight's, turned), the one with the least squared error; a channel or block of zeros takes
-scale 1.
+Scales are float32. An int4 block takes the scale that maps its largest weight to -8 (so its sign is that weight's,
+turned), or 0.80 to 0.96 of it where clipping that weight leaves less squared error: 20.9 dB instead of 20.5 on normal
+weights, and ten more candidates would give 0.05 dB. A channel or block of zeros takes scale 1.
 Nothing here is random, so the same weights give the same bytes.
 """
 
@@ -30,7 +30,7 @@ INT4_BLOCK = 64
 """Weights of one output that share a scale."""
 WORKING_BYTES = 8 << 20
 """Of float32 copies at a time: a tensor is quantized in slices, so that memory stays near the tensor itself."""
-CLIPS = np.linspace(0.72, 1.02, 16, dtype=np.float32)
+CLIPS = (0.80, 0.84, 0.88, 0.92, 0.96)
 """Scales to try for an int4 block, relative to the one that clips nothing."""
 
 
@@ -86,13 +86,17 @@ def _best_scale(blocks: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return for blocks (blocks, 64, outputs) the scale with the least squared error, (blocks, outputs)."""
     peak = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)[:, 0]
     whole = np.where(peak != 0, peak / np.float32(-8), np.float32(1))
-    best, least = whole, np.full(whole.shape, np.inf, np.float32)
+    best, least = whole, _squared_error(blocks, whole)
     for clip in CLIPS:
-        scale = whole * clip
-        error = np.square(_round_int4(blocks, scale) * scale[:, None] - blocks).sum(axis=1)
+        scale = whole * np.float32(clip)
+        error = _squared_error(blocks, scale)
         best = np.where(error < least, scale, best)
         least = np.minimum(error, least)
     return best
+
+
+def _squared_error(blocks: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return np.square(_round_int4(blocks, scale) * scale[:, None] - blocks).sum(axis=1)
 
 
 def _round_int4(blocks: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
