@@ -2,11 +2,13 @@
 """The gate: the quality ladder on every engine that is installed, before a quantized package gets its name."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 
 from ..runtime.errors import EngineError, PackageError
 from ..runtime.model_package import ModelPackage
 from ..runtime.quality import PASSED, Quality
+from .rehearsal import rehearse
 from .request import Progress
 
 DEVICES = {"onnxruntime": "onnxruntime:CPU", "openvino": "openvino:CPU"}
@@ -56,8 +58,9 @@ def judge(
         VerificationError: a fault made on purpose passed: the ladder proves nothing here.
         EngineError: a graph could not be run.
     """
-    from ..runtime.ladder import climb
+    from ..runtime.ladder import climb, prepare
 
+    prepared = prepare(source, threads=threads, progress=progress)
     ladders: list[Quality] = []
     for device in installed_devices():
         ladders.append(
@@ -66,10 +69,13 @@ def judge(
                 source,
                 device=device,
                 threads=threads,
+                prepared=prepared,
                 progress=lambda line, device=device: progress(f"{device}: {line}"),
             )
         )
-    return tuple(ladders)
+    progress("a rehearsal in 16-bit floats")
+    rehearsal = tuple(rehearse(candidate, prepared.recording.inputs()))
+    return tuple(replace(ladder, rehearsal=rehearsal) for ladder in ladders)
 
 
 def misses(ladders: Sequence[Quality]) -> list[str]:

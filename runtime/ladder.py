@@ -29,7 +29,7 @@ from .report import EngineReport
 from .session import AvatarSession
 from .verification import versions
 
-__all__ = ["RUNGS", "climb", "table"]
+__all__ = ["RUNGS", "Prepared", "climb", "prepare", "table"]
 
 RUNGS = ("block", "graph", "window", "clip")
 REFERENCE_DEVICES = ("onnxruntime:CPU", "openvino:CPU")
@@ -50,6 +50,7 @@ def climb(
     sound: str | Path | metrics.Array | None = None,
     size: tuple[int, int] | None = None,
     rungs: Collection[str] = RUNGS,
+    prepared: "Prepared | None" = None,
     progress: Progress | None = None,
 ) -> Quality:
     """Measure a candidate on a device against a reference, which runs in float32 on the CPU.
@@ -64,6 +65,8 @@ def climb(
             speech again louder, 16.6 s.
         size: (height, width) in pixels; None: the package's own, the cheapest of its table where it has no avatar.
         rungs: which of `RUNGS`; the others are left out, and their controls.
+        prepared: what `prepare` made of the same reference, so that several engines share it; `sound` and `size` are
+            then its own.
         progress: called with a line before each piece of work.
 
     Returns:
@@ -78,10 +81,11 @@ def climb(
     _check(candidate, reference, rungs)
     say = progress or (lambda _line: None)
     ours = Asked(device=device, threads=threads or 0, compute=compute)
-    theirs = Asked(device=_reference_device(), threads=threads or 0, compute="f32")
-    trial = prepare_trial(reference, sound=sound, size=size)
-    say("the reference speaks")
-    recording = record(reference, trial, asked=theirs)
+    if prepared is None:
+        prepared = prepare(reference, threads=threads, sound=sound, size=size, rungs=rungs, progress=say)
+    if prepared.digest != reference.digest:
+        raise UsageError(f"what was prepared is of another package than {reference.name}; prepare that one")
+    recording, trial, theirs = prepared.recording, prepared.trial, prepared.asked
     found = _Findings(candidate, reference)
     if {"block", "graph"} & set(rungs):
         _climb_tensors(found, recording, asked=ours, rungs=rungs, say=say)
@@ -90,11 +94,50 @@ def climb(
         found.controls.append(faults.scaled_weights(reference, recording, asked=theirs, gates=measured))
     if "window" in rungs:
         say("one window")
-        _climb_window(found, trial, ours=ours, theirs=theirs)
+        _climb_window(found, prepared, asked=ours)
     if "clip" in rungs:
         say("a clip of several windows")
         _climb_clip(found, recording, trial, asked=ours, say=say)
     return _quality(found, trial, asked=ours, recording=recording)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a ladder needs of the reference; the same for every candidate and engine."""
+
+    digest: str
+    """Of the reference."""
+    trial: Trial
+    """What is rendered."""
+    asked: Asked
+    """Where the reference runs."""
+    recording: Recording
+    """The clip, and what its graphs were fed."""
+    window_latents: tuple[Array, ...]
+    """Of one window, after every step."""
+    window_frames: Pixels
+    """The same window as it is shown."""
+
+
+def prepare(
+    reference: ModelPackage,
+    *,
+    threads: int | None = None,
+    sound: str | Path | metrics.Array | None = None,
+    size: tuple[int, int] | None = None,
+    rungs: Collection[str] = RUNGS,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Let the reference render what its candidates are compared with; arguments and errors as for `climb`."""
+    say = progress or (lambda _line: None)
+    asked = Asked(device=_reference_device(), threads=threads or 0, compute="f32")
+    trial = prepare_trial(reference, sound=sound, size=size)
+    say("the reference speaks")
+    recording = record(reference, trial, asked=asked)
+    if "window" not in rungs:
+        return Prepared(reference.digest, trial, asked, recording, (), recording.frames[:0])
+    latents, frames, _got = _one_window(reference, trial, asked=asked)
+    return Prepared(reference.digest, trial, asked, recording, tuple(latents), frames)
 
 
 def _check(candidate: ModelPackage, reference: ModelPackage, rungs: Collection[str]) -> None:
@@ -249,10 +292,9 @@ class _Latents:
         return [*self.steps[1:], np.concatenate(self.decoded, axis=2)]
 
 
-def _climb_window(found: _Findings, trial: Trial, *, ours: Asked, theirs: Asked) -> None:
-    sound = trial.one_window(found.fps)
-    latents, frames, got = _one_window(found.candidate, trial, sound, asked=ours)
-    known_latents, known_frames, _got = _one_window(found.reference, trial, sound, asked=theirs)
+def _climb_window(found: _Findings, prepared: Prepared, *, asked: Asked) -> None:
+    known_latents, known_frames = prepared.window_latents, prepared.window_frames
+    latents, frames, got = _one_window(found.candidate, prepared.trial, asked=asked)
     found.got |= got
     curve = [metrics.sqnr_db(a, b) for a, b in zip(latents, known_latents, strict=True)]
     psnr, similarity = metrics.psnr_db(frames, known_frames), metrics.ssim(frames, known_frames)
@@ -271,8 +313,9 @@ def _climb_window(found: _Findings, trial: Trial, *, ours: Asked, theirs: Asked)
 
 
 def _one_window(
-    package: ModelPackage, trial: Trial, sound: metrics.Array, *, asked: Asked
+    package: ModelPackage, trial: Trial, *, asked: Asked
 ) -> tuple[list[Array], Pixels, dict[str, EngineReport]]:
+    sound = trial.one_window(package.manifest.settings.fps)
     watching = _Latents()
     with AvatarSession(package, asked, observe=watching) as session:
         frames = np.concatenate([chunk.frames for chunk in session.stream(**trial.arguments(sound))])

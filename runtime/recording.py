@@ -91,10 +91,9 @@ class Recording:
     seams: tuple[int, ...]
     """First frame of every chunk."""
 
-    @property
-    def feeds(self) -> dict[str, tuple[Mapping[str, Array], ...]]:
-        """The inputs alone, by graph."""
-        return {graph: tuple(sample.feeds for sample in found) for graph, found in self.samples.items()}
+    def inputs(self) -> Iterator[tuple[str, Mapping[str, Array]]]:
+        """Yield (graph, its inputs) of everything that was kept."""
+        return ((graph, sample.feeds) for graph, found in self.samples.items() for sample in found)
 
 
 def ladder_sound() -> Samples:

@@ -12,7 +12,7 @@ import pytest
 from edgereels.runtime import controls, metrics
 from edgereels.runtime.errors import UsageError, VerificationError
 from edgereels.runtime.gates import GateResult
-from edgereels.runtime.ladder import RUNGS, climb, clip_figures
+from edgereels.runtime.ladder import RUNGS, climb, clip_figures, prepare
 from edgereels.runtime.model_package import ModelPackage
 from edgereels.runtime.placement import Asked
 from edgereels.runtime.quality import FAILED, PASSED, Quality
@@ -147,6 +147,15 @@ def test_a_package_without_avatars_borrows_the_embedded_face(faceless: Path, tmp
 def test_what_makes_no_ladder_is_wrong_usage(reference: ModelPackage, arguments: dict[str, object], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         climbed(reference, reference, **arguments)
+
+
+def test_engines_share_what_the_reference_prepared(reference: ModelPackage, itself: Quality, tmp_path: Path) -> None:
+    prepared = prepare(reference, threads=1, sound=speech())
+    again = climbed(reference, reference, sound=None, prepared=prepared)
+    assert (again.rungs, again.gates, again.controls) == (itself.rungs, itself.gates, itself.controls)
+    other = damaged(reference.root, tmp_path / "other", graph="vae_decoder_next", scale=1.01)
+    with pytest.raises(UsageError, match="of another package"):
+        climbed(other, other, prepared=prepared)
 
 
 def test_a_package_of_another_network_is_no_candidate(reference: ModelPackage, tmp_path: Path) -> None:
