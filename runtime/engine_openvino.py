@@ -35,6 +35,7 @@ from .openvino_library import (
     device_facts,
     device_identity,
     flat,
+    has_native_int8,
     import_openvino,
     is_out_of_memory,
     library_version,
@@ -90,6 +91,9 @@ class OpenVinoEngine:
         self._on_event = on_event
         self.events: list[dict[str, Any]] = []
         """Every event so far: its `code` and its fields."""
+        self._rounds_activations = self._graph.dynamic_activations and has_native_int8()
+        if self._graph.dynamic_activations and not self._rounds_activations:
+            self._note("float_activations", graph=graph.name, reason="no instructions for int8 products")
         self._cache, temporary = open_cache(cache, on_event=self._note)
         self._clean_up: Callable[[], object] = temporary.cleanup if temporary else lambda: None
         self._runners: dict[Signature, Runner] = {}
@@ -284,7 +288,7 @@ class OpenVinoEngine:
             "target": self._target,
             "precision": self._precision,
             "threads": self._threads,
-            "dynamic_activations": self._graph.dynamic_activations,
+            "dynamic_activations": self._rounds_activations,
         }
         made_of = {
             "graph": self._graph.digest,

@@ -22,6 +22,8 @@ F32_GRAPHS = ("dit_time",)
 PRECISIONS = {"f32": "f32", "bf16": "bf16", "bfloat16": "bf16", "f16": "f16", "float16": "f16"}
 BF16_CAPS = ("ALL", "DEFAULT", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX", "AVX10")
 """Beginnings of the values of ONEDNN_MAX_CPU_ISA that leave bf16 kernels in."""
+INT8_CAPS = (*BF16_CAPS, "AVX512_CORE_VNNI")
+"""The same of kernels that multiply int8 without saturating."""
 
 DYNAMIC_GROUP_SIZE = 32  # OpenVINO's own default: one scale for 32 activations
 
@@ -114,11 +116,21 @@ def has_native_bf16() -> bool:
     """Tell whether OpenVINO's CPU kernels multiply bfloat16 in hardware; emulated it is slower than float32."""
     facts = processor_facts()
     # Under a cap OpenVINO still names bf16 its default, and then has no kernels for it.
-    if facts.isa_cap and not facts.isa_cap.upper().startswith(BF16_CAPS):
+    if not _cap_leaves(BF16_CAPS):
         return False
     if facts.bf16 is not None:
         return facts.bf16
     return _precision(core().get_property("CPU", "INFERENCE_PRECISION_HINT")) == "bf16"
+
+
+def has_native_int8() -> bool:
+    """Tell whether OpenVINO's CPU kernels multiply int8 in hardware that doesn't saturate."""
+    return _cap_leaves(INT8_CAPS) and bool(processor_facts().int8)
+
+
+def _cap_leaves(allowed: tuple[str, ...]) -> bool:
+    cap = processor_facts().isa_cap
+    return not cap or cap.upper().startswith(allowed)
 
 
 def chosen_precision(graph: str, *, target: str, compute: str) -> str:
