@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .command_progress import compile_progress
 from .options import OptionParser, add_session_options, session_arguments, size
 from .report import EngineReport, engines_line
 from .session import AvatarSession
@@ -30,7 +31,9 @@ def main(argv: list[str]) -> int:
     )
     add_session_options(parser)
     arguments = parser.parse_args(argv)
-    with AvatarSession.open(arguments.package, **session_arguments(arguments)) as session:
+    with AvatarSession.open(
+        arguments.package, on_compile=compile_progress(arguments), **session_arguments(arguments)
+    ) as session:
         avatar = session.prepare_avatar(
             arguments.image,
             arguments.out,

@@ -2,10 +2,10 @@
 """`edgereels demo`: the embedded avatar speaks a bundled clip."""
 
 import json
-import sys
 from pathlib import Path
 
-from .command_render import describe, progress_line
+from .command_progress import compile_progress, frames_progress
+from .command_render import describe
 from .options import OptionParser, add_session_options, session_arguments
 from .session import AvatarSession
 
@@ -21,12 +21,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--avatar", metavar="NAME", help="one of the embedded avatars (default: the first)")
     add_session_options(parser)
     arguments = parser.parse_args(argv)
-    with AvatarSession.open("default", **session_arguments(arguments)) as session:
+    with AvatarSession.open(
+        "default", on_compile=compile_progress(arguments), **session_arguments(arguments)
+    ) as session:
         report = session.render(
             audio=DEMO_SPEECH,
             out=arguments.out.absolute(),
             avatar=arguments.avatar,
-            on_progress=progress_line if arguments.progress or sys.stderr.isatty() else None,
+            on_progress=frames_progress(arguments),
         )
     print(json.dumps(report.as_dict()) if arguments.json else describe(report))
     return 0

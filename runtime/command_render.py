@@ -3,9 +3,9 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from .command_progress import compile_progress, frames_progress
 from .options import OptionParser, add_session_options, session_arguments, size
 from .report import RenderReport, engines_line
 from .session import AvatarSession
@@ -64,7 +64,9 @@ def main(argv: list[str]) -> int:
 
 
 def _render(arguments: argparse.Namespace) -> RenderReport:
-    with AvatarSession.open(arguments.package, **session_arguments(arguments)) as session:
+    with AvatarSession.open(
+        arguments.package, on_compile=compile_progress(arguments), **session_arguments(arguments)
+    ) as session:
         return session.render(
             audio=arguments.audio,
             out=arguments.out,
@@ -84,14 +86,8 @@ def _render(arguments: argparse.Namespace) -> RenderReport:
             negative_prompt=arguments.negative_prompt,
             seed=arguments.seed,
             noise=arguments.noise,
-            on_progress=progress_line if arguments.progress or sys.stderr.isatty() else None,
+            on_progress=frames_progress(arguments),
         )
-
-
-def progress_line(done: int, total: int) -> None:
-    """Rewrite one line on stderr: how many frames of how many are written."""
-    # back to the line's start at once, so that an error does not begin in its middle
-    print(f"{done}/{total} frames", end="\n" if done == total else "\r", file=sys.stderr, flush=True)
 
 
 def describe(report: RenderReport) -> str:
