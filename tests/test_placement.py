@@ -195,3 +195,70 @@ def test_operators_on_several_providers_are_counted_in_that_line() -> None:
     counts = {"CUDAExecutionProvider": 300, "CPUExecutionProvider": 12}
     said = engines_line({"dit": _report("dit", node_counts=counts)})
     assert "12 operators on CPUExecutionProvider, 300 operators on CUDAExecutionProvider" in said
+
+
+# ── With OpenVINO ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def rendered(folder: Path, *, trace: Trace | None = None, **asked: Any) -> np.ndarray:
+    with AvatarSession.open(folder, threads=1, **asked) as session:
+        return np.concatenate([chunk.frames for chunk in session.stream(audio=SOUND, trace=trace)])
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param({"dit": "openvino:CPU"}, id="transformer"),
+        pytest.param({"vae_decoder_next": "openvino:CPU"}, id="one of two graphs that share caches"),
+        pytest.param({"vae_encoder": "openvino:CPU", "finish": "openvino:CPU"}, id="two subnetworks"),
+    ],
+)
+def test_two_libraries_make_one_video(folder: Path, place: Mapping[str, str]) -> None:
+    """In f32 the two differ by rounding: at most one of 255 levels."""
+    ours = rendered(folder, place=place, device="onnxruntime:CPU", compute="f32").astype(int)
+    theirs = rendered(folder, device="onnxruntime:CPU").astype(int)
+    assert np.abs(ours - theirs).max() <= 1
+
+
+def test_what_is_compiled_is_told_before_the_first_step(folder: Path) -> None:
+    trace = Trace()
+    rendered(folder, device="openvino:CPU", compute="f32", trace=trace)
+    told = [event["event"] for event in trace.events]
+    ready = [index for index, event in enumerate(told) if event in ("compiled", "cache_hit")]
+    assert ready and max(ready) < told.index("dit")
+    engines = {event["graph"]: event for event in trace.events if event["event"] == "engine"}
+    assert engines["dit"]["library"] == "openvino"
+    assert engines["dit"]["node_counts"]["OpenVINO CPU"] > 0
+
+
+def test_a_second_stream_of_the_same_size_compiles_nothing(folder: Path) -> None:
+    with AvatarSession.open(folder, device="openvino:CPU", threads=1) as session:
+        list(session.stream(audio=SOUND))
+        again, larger = Trace(), Trace()
+        list(session.stream(audio=SOUND, trace=again))
+        list(session.stream(audio=SOUND, trace=larger, size=(48, 48)))
+    for trace, is_compiled in ((again, False), (larger, True)):
+        assert any(event["event"] in ("compiled", "cache_hit") for event in trace.events) is is_compiled
+
+
+def test_a_graph_that_does_not_compile_falls_back_where_that_is_allowed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from edgereels.runtime import engine_openvino
+
+    real = engine_openvino.freeze_all
+
+    def refusing(wanted: Any, **options: Any) -> None:
+        if any("velocity" in engine.output_names for engine, _shapes in wanted):
+            raise EngineError("OpenVINO refuses the transformer")
+        real(wanted, **options)
+
+    monkeypatch.setattr(engine_openvino, "freeze_all", refusing)
+    with pytest.raises(EngineError, match="refuses the transformer"):
+        rendered(folder, device="openvino:CPU")
+    with AvatarSession.open(folder, device="openvino:CPU", threads=1, allow_fallback=True) as session:
+        list(session.stream(audio=SOUND))
+        got = session.engine_reports
+    assert (got["dit"].provider, got["dit"].fallback) == ("CPUExecutionProvider", "OpenVINO refuses the transformer")
+    assert got["finish"].provider == "OpenVINO CPU"
+    assert len(caplog.messages) == 1
