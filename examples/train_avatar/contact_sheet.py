@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         truth = draw_clip(poses(performance, drift)).astype(np.float32) / 127.5 - 1
         coded = through(vae, truth[: (len(truth) - 1) // 4 * 4 + 1])
         with tempfile.TemporaryDirectory() as folder:
-            rendered = render(speech.waveform, chosen.package, folder=Path(folder), threads=2)
+            rendered = render(speech.waveform, chosen.package, folder=Path(folder), asked=("--threads", "2"))
         follows = correlation(reader.opening(rendered), performance.opening[: len(rendered)].astype(np.float64))
         captions = (
             f"drawn truth; {speech.voice} (held out), every {chosen.every}. frame from {first}",

@@ -83,15 +83,18 @@ def bootstrap(values: Floats, *, resamples: int = 10000) -> tuple[float, float]:
     return float(np.percentile(means, 2.5)), float(np.percentile(means, 97.5))
 
 
-def render_clips(package: str, *, count: int, duration_s: float, threads: int) -> list[Clip]:
+def render_clips(
+    package: str, *, count: int, duration_s: float, threads: int, device: str = "cpu", compute: str = "auto"
+) -> list[Clip]:
     """Render the held-out utterances with the command line and read the mouths."""
+    asked = ("--threads", str(threads), "--device", device, "--compute", compute)
     espeak, reader = Espeak(), JawReader.fitted()
     clips = []
     with tempfile.TemporaryDirectory() as folder:
         for index in range(count):
             speech = random_speech(espeak, seed=FIRST_SEED + index, duration_s=duration_s, held_out=True)
             performance = perform(speech)
-            frames = render(speech.waveform, package, folder=Path(folder), threads=threads)
+            frames = render(speech.waveform, package, folder=Path(folder), asked=asked)
             rendered = reader.opening(frames)
             length = min(len(rendered), len(performance.opening))
             truth = performance.opening[:length].astype(np.float64)
@@ -101,14 +104,23 @@ def render_clips(package: str, *, count: int, duration_s: float, threads: int) -
     return clips
 
 
-def render(waveform: npt.NDArray[np.float32], package: str, *, folder: Path, threads: int) -> npt.NDArray[np.float32]:
-    """Run `edgereels render` on 16 kHz sound; return frames (count, h, w, 3) in [-1, 1]. `folder` is for its files."""
+def render(
+    waveform: npt.NDArray[np.float32], package: str, *, folder: Path, asked: tuple[str, ...] = ()
+) -> npt.NDArray[np.float32]:
+    """Run `edgereels render` on 16 kHz sound; return frames (count, h, w, 3) in [-1, 1].
+
+    Args:
+        waveform: sound.
+        package: folder, or "default".
+        folder: for its files.
+        asked: more options, such as `--threads 2`.
+    """
     import soundfile
 
     sound, output = folder / "speech.wav", folder / "frames.npy"
     soundfile.write(sound, waveform, SAMPLE_RATE, subtype="PCM_16")
     command = ["edgereels", "render", "--package", package, "--avatar", "anna", "--audio", str(sound)]
-    command += ["--frames", str(output), "--threads", str(threads), "--json"]
+    command += ["--frames", str(output), *asked, "--json"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
         raise SystemExit(f"edgereels render failed: {finished.stderr.strip()}")
@@ -206,9 +218,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=6.0, help="length of a clip")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="as of `edgereels render`: cpu, onnxruntime:CPU, openvino:CPU")
+    parser.add_argument("--compute", default="auto", help="as of `edgereels render`: auto, f32, bf16")
     parser.add_argument("--json", action="store_true", help="print figures for machines")
     chosen = parser.parse_args(arguments)
-    clips = render_clips(chosen.package, count=chosen.clips, duration_s=chosen.seconds, threads=chosen.threads)
+    clips = render_clips(
+        chosen.package,
+        count=chosen.clips,
+        duration_s=chosen.seconds,
+        threads=chosen.threads,
+        device=chosen.device,
+        compute=chosen.compute,
+    )
     figures = summarise(clips)
     if chosen.checkpoint:
         figures["autoencoder"] = autoencoder_figures(chosen.checkpoint)
