@@ -24,7 +24,7 @@ from .machine import machine_facts
 from .model_package import ModelPackage
 from .placement import Asked, Placement
 from .quality import ControlResult, Quality, graph_digests, table
-from .recording import Recording, Sample, Trial, parts_of, prepare_trial, record
+from .recording import FIRST_PART, Recording, Sample, Trial, parts_of, prepare_trial, record
 from .report import EngineReport
 from .session import AvatarSession
 from .verification import versions
@@ -144,6 +144,8 @@ def _check(candidate: ModelPackage, reference: ModelPackage, rungs: Collection[s
     unknown = sorted(set(rungs) - set(RUNGS))
     if unknown or not rungs:
         raise UsageError(f"rungs {', '.join(unknown) or 'are none'}; expected some of {', '.join(RUNGS)}")
+    if set(rungs) == {"block"} and not parts_of(candidate):
+        raise UsageError(f"{candidate.name} holds its transformer whole, without blocks; expected another rung as well")
     for name, entry in candidate.manifest.graphs.items():
         known = reference.manifest.graphs.get(name)
         if known is None or (known.inputs, known.outputs) != (entry.inputs, entry.outputs):
@@ -416,7 +418,7 @@ def _face_figures(
 
 
 def _quality(found: _Findings, trial: Trial, *, asked: Asked, recording: Recording) -> Quality:
-    main = found.got["dit"]
+    main = found.got["dit" if "dit" in found.got else FIRST_PART]
     height, width = recording.frames.shape[1:3]
     return Quality(
         source=found.reference.digest,

@@ -12,11 +12,11 @@ import pytest
 from edgereels.runtime import controls, metrics
 from edgereels.runtime.errors import UsageError, VerificationError
 from edgereels.runtime.gates import GateResult
-from edgereels.runtime.ladder import RUNGS, climb, clip_figures, prepare
+from edgereels.runtime.ladder import RUNGS, Prepared, climb, clip_figures, prepare
 from edgereels.runtime.model_package import ModelPackage
 from edgereels.runtime.placement import Asked
 from edgereels.runtime.quality import FAILED, PASSED, Quality
-from edgereels.runtime.recording import Recording, prepare_trial, record
+from edgereels.runtime.recording import Recording, ladder_sound, prepare_trial, record
 
 from .package_examples import change_manifest, copy_of, replace_file
 from .stand_in_package import write_stand_in
@@ -141,6 +141,7 @@ def test_a_package_without_avatars_borrows_the_embedded_face(faceless: Path, tmp
     [
         pytest.param({"rungs": ("graph", "ladder")}, "rungs ladder", id="unknown-rung"),
         pytest.param({"rungs": ()}, "rungs are none", id="no-rung"),
+        pytest.param({"rungs": ("block",)}, "without blocks", id="no-blocks"),
         pytest.param({"sound": speech(0.5)}, "needs two windows", id="short-sound"),
     ],
 )
@@ -169,6 +170,40 @@ def test_openvino_is_held_against_onnx_runtime(reference: ModelPackage) -> None:
     assert found.verdict == PASSED, found.misses
     assert found.engine["library"] == "openvino"
     assert 0 < max(row["rel_l2"] for row in found.rungs["graph"]) < 1e-5  # other kernels, the same arithmetic
+
+
+# ── The embedded package ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def embedded() -> ModelPackage:
+    return ModelPackage.open("default", verify="size")
+
+
+@pytest.fixture(scope="module")
+def spoken(embedded: ModelPackage) -> Prepared:
+    """A little more than two windows of the embedded package."""
+    return prepare(embedded, threads=1, sound=ladder_sound()[: round(2.4 * 16000)], rungs=("block",))
+
+
+def test_blocks_are_fed_one_after_the_other_and_give_what_the_whole_gives(spoken: Prepared) -> None:
+    samples = spoken.recording.samples
+    for part, whole in zip(samples["dit_epilogue"], samples["dit"], strict=True):
+        # Fused or in parts: the same sums, in an order that the engine chooses by what it sees together.
+        assert metrics.rel_l2(part.outputs["velocity"], whole.outputs["velocity"]) < 1e-5
+
+
+def test_each_block_is_judged_alone(embedded: ModelPackage, spoken: Prepared) -> None:
+    found = climbed(embedded, embedded, sound=None, prepared=spoken, rungs=("block",))
+    assert found.verdict == PASSED
+    assert [row["graph"] for row in found.rungs["block"]] == [
+        "dit_prologue",
+        *(f"dit_block_{number:02d}" for number in range(5)),
+        "dit_epilogue",
+    ]
+    assert all(row["bf16_rel_l2"] > 0 and row["of_bf16"] == 0 for row in found.rungs["block"])
+    (control,) = found.controls
+    assert control.caught_by == "rel_l2" and control.note.startswith("all matrices and kernels of dit_epilogue")
 
 
 # ── Faults ───────────────────────────────────────────────────────────────────────────────────────────────────────────
