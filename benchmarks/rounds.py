@@ -53,6 +53,11 @@ class Worker:
             text=True,
         )
 
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
     def ask(self, job: str, *, timeout_s: float = 600.0, **arguments: Any) -> Any:
         """Let the contender do a job and return its answer.
 
