@@ -22,7 +22,7 @@ from edgereels.runtime.errors import EdgereelsError
 
 from .test_engine import ENDLESS
 
-VERBS = {"export", "inspect", "verify", "avatar", "render", "demo"}
+VERBS = {"export", "inspect", "verify", "quantize", "avatar", "render", "demo", "doctor"}
 
 
 def fails(_arguments: list[str]) -> int:
