@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
-from ..runtime.errors import EngineError, PackageError
+from ..runtime.errors import VerificationError
 from ..runtime.model_package import ModelPackage
 from ..runtime.quality import PASSED, Quality
 from .rehearsal import rehearse
@@ -22,25 +22,22 @@ def installed_devices() -> list[str]:
     return [device for module, device in DEVICES.items() if find_spec(module) is not None]
 
 
+def why_unjudgeable(source: ModelPackage) -> str:
+    """Return why nothing could judge what is made from a package, or ""."""
+    if not installed_devices():
+        return "no engine is installed (pip install 'edgereels[cpu]' or 'edgereels[openvino]')"
+    missing = [name for name in NEEDED if not source.has(name)]
+    return f"{source.name} has no {', '.join(missing)} and can not render" if missing else ""
+
+
 def check_judgeable(source: ModelPackage) -> None:
     """Refuse before any work what could not be judged after it.
 
     Raises:
-        EngineError: no engine is installed.
-        PackageError: a subnetwork is missing.
+        VerificationError: no engine is installed, or a subnetwork is missing.
     """
-    if not installed_devices():
-        raise EngineError(
-            "no engine is installed to judge the result with: pip install 'edgereels[cpu]' or 'edgereels[openvino]'; "
-            "--no-gate writes the package unjudged"
-        )
-    missing = [name for name in NEEDED if not source.has(name)]
-    if missing:
-        raise PackageError(
-            f"{source.name} has no {', '.join(missing)} and can not render, so nothing would judge the result; "
-            "--no-gate writes the package unjudged",
-            code="missing-subnetwork",
-        )
+    if why := why_unjudgeable(source):
+        raise VerificationError(f"nothing would judge the result: {why}; --no-gate writes it unjudged")
 
 
 def judge(

@@ -18,14 +18,14 @@ import numpy as np
 import onnx
 
 from ..runtime import __version__
-from ..runtime.errors import EdgereelsError, PackageError, VerificationError
+from ..runtime.errors import PackageError, VerificationError
 from ..runtime.golden import Tolerance, golden_bytes, load_golden
 from ..runtime.manifest import Calibration
 from ..runtime.model_package import MANIFEST, ModelPackage
 from ..runtime.package_writer import PackageWriter
 from ..runtime.quality import FILE, Quality, quality_bytes
 from .coverage import Coverage, coverage_of
-from .gate import check_judgeable, judge, misses, passed
+from .gate import check_judgeable, judge, misses, passed, why_unjudgeable
 from .layers import Layer, StoredTensor
 from .learn import learn, resume_key
 from .plan import (
@@ -273,12 +273,9 @@ def _judge(
     Raises:
         VerificationError: it was missed, and the request insists on it.
     """
-    if not request.gate:
-        try:
-            check_judgeable(source)
-        except EdgereelsError as error:
-            logger.warning("%s was written unjudged: %s", request.target, error)
-            return ()
+    if why := why_unjudgeable(source):
+        logger.warning("%s was written unjudged: %s", request.target, why)
+        return ()
     ladders = judge(source, writer.draft(fields), threads=request.threads, progress=progress)
     if request.gate and not passed(ladders):
         raise VerificationError(

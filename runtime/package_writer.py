@@ -108,9 +108,15 @@ class PackageWriter:
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def resume(self, part: str, *, key: str) -> dict[str, Any] | None:
-        """Return the record of a part that an earlier run finished from the same input, else None."""
+        """Return the record of a part that an earlier run finished from the same input, else None.
+
+        What it made from another input is removed.
+        """
         done = self._parts.get(part)
-        if done is None or done.key != key:
+        if done is not None and done.key != key:
+            self._forget(part)
+            return None
+        if done is None:
             return None
         self._wanted.add(part)
         return dict(done.record)
@@ -292,6 +298,13 @@ class PackageWriter:
         dropped = {file for part in self._parts.values() for file in part.files} - kept
         self._parts = {name: self._parts[name] for name in self._wanted}
         for name in dropped:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _forget(self, part: str) -> None:
+        """Drop a part, and its files unless others share them."""
+        dropped = self._parts.pop(part)
+        shared = {file for other in self._parts.values() for file in other.files} | set(self._fresh)
+        for name in set(dropped.files) - shared:
             (self.folder / name).unlink(missing_ok=True)
 
     def _restore_replaced(self) -> None:

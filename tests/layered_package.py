@@ -101,7 +101,7 @@ class Parts:
         mixed = self.add("Add", [self.add("Add", [gated, v], f"{prefix}mixed"), tokens], f"{prefix}attended")
         wide = self.add("MatMul", [mixed, self.weight(f"{name}.ffn.0.weight.T")], f"{prefix}wide")
         back = self.add(
-            "MatMul", [self.add("Relu", [wide], f"{prefix}on"), self.weight(f"{name}.ffn.2.weight.T")], f"{prefix}back"
+            "MatMul", [self.add("Tanh", [wide], f"{prefix}on"), self.weight(f"{name}.ffn.2.weight.T")], f"{prefix}back"
         )
         return self.add("Add", [back, self.weight(f"{name}.ffn.2.bias")], f"{prefix}tokens_out")
 
@@ -118,17 +118,17 @@ class Parts:
 
     def model(self, name: str, inputs: Mapping[str, list[Any]], outputs: Mapping[str, list[Any]]) -> onnx.ModelProto:
         """Return the graph."""
-        ends = [
+        taken, given = (
             [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in table.items()]
             for table in (inputs, outputs)
-        ]
-        graph = helper.make_graph(self.nodes, name, *ends, list(self.initializers.values()))
+        )
+        graph = helper.make_graph(self.nodes, name, taken, given, list(self.initializers.values()))
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
 
 
 def models_of(places: Mapping[str, tuple[str, int, np.ndarray]], *, dim: int = DIM) -> dict[str, onnx.ModelProto]:
     """Return graph name to its model."""
-    tokens, audio = ["rows", dim], ["rows", ODD]
+    tokens, audio = [1, "rows", dim], ["rows", ODD]
     models: dict[str, onnx.ModelProto] = {}
     for index in (0, 1):
         parts = Parts(places)
@@ -140,7 +140,7 @@ def models_of(places: Mapping[str, tuple[str, int, np.ndarray]], *, dim: int = D
     first = fused.block(0, "tokens", prefix="block_00/")
     second = fused.block(1, first, prefix="block_01/")
     fused.ends(second, "audio")
-    models["dit"] = fused.model("dit", {"tokens": tokens, "audio": audio}, {"velocity": ["rows", 16]})
+    models["dit"] = fused.model("dit", {"tokens": tokens, "audio": audio}, {"velocity": [1, "rows", 16]})
     for name, is_first in (("vae_decoder_first", True), ("vae_decoder_next", False)):
         parts = Parts(places)
         kernel = parts.weight("decoder.conv1.weight")
@@ -161,10 +161,10 @@ def feeds_of(graph: str, *, seed: int = 0, dim: int = DIM) -> Arrays:
     """Return inputs for a graph."""
     random = np.random.default_rng(seed)
     shapes = {
-        "dit": {"tokens": (6, dim), "audio": (6, ODD)},
+        "dit": {"tokens": (1, 6, dim), "audio": (6, ODD)},
         "vae_decoder_first": {"latents": (1, 4, 5, 6)},
         "vae_decoder_next": {"latents": (1, 4, 3, 5, 6)},
-    }.get(graph, {"tokens": (6, dim)})
+    }.get(graph, {"tokens": (1, 6, dim)})
     return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 

@@ -293,3 +293,11 @@ def test_the_manifest_lists_every_file_with_its_digest(tmp_path: Path) -> None:
     }
     assert set(files) == present - {"manifest.json"}
     assert files[LOCATION] == {"size_bytes": 64, "sha256": LOCATION.removeprefix("weights/").removesuffix(".bin")}
+
+
+def test_what_was_made_from_another_input_leaves_no_files(killed: Path) -> None:
+    with PackageWriter(killed) as writer:
+        assert writer.resume("dit", key="another") is None
+        writer.add_weights([b"other weights"])
+        writer.complete("dit", key="another", record={})
+        assert len(list((writer.folder / "weights").iterdir())) == 1
