@@ -25,6 +25,10 @@ _PARTS_OF_NAMES = frozenset(
 """What a block of a transformer consists of, as published checkpoints call it."""
 
 
+_EMBEDDINGS = frozenset({"text_embedding", "img_emb", "time_embedding", "time_projection"})
+"""Parts of the transformer before its blocks whose layers are numbered."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Layers that are quantized together or not at all: one part of one block."""
@@ -58,8 +62,12 @@ def part_name(layer: str) -> str:
     ('blocks.3.self_attn', 'decoder.upsamples.6', 'head')
     >>> part_name("encoder.layers.0.attention.q_proj"), part_name("audio_proj.proj1"), part_name("decoder.conv1")
     ('encoder.layers.0.attention', 'audio_proj', 'decoder.conv1')
+    >>> part_name("text_embedding.2"), part_name("img_emb.proj.1")
+    ('text_embedding', 'img_emb')
     """
     words = layer.split(".")
+    if words[0] in _EMBEDDINGS:
+        return words[0]
     number = next((index for index, word in enumerate(words) if word.isdigit()), None)
     if number is None:
         return ".".join(words[:2]) if words[0] in ("encoder", "decoder") else words[0]
