@@ -12,8 +12,11 @@ from typing import Any
 from .diagnosis import Diagnosis, Gain, GraphRow, Need, diagnose
 from .engine_libraries import Library
 from .engine_wheels import Finding
+from .errors import PackageError
 from .machine import machine_facts
+from .model_package import ModelPackage
 from .options import OptionParser, add_session_options, session_arguments
+from .quality import quality_line
 
 DIAGNOSIS_FORMAT = "edgereels-diagnosis"
 DIAGNOSIS_VERSION = 1
@@ -73,7 +76,7 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
         "machine": machine_facts(),
         "cuda": asdict(found.cuda),
         "engines": {name: asdict(library) | {"works": library.works} for name, library in found.libraries.items()},
-        "package": package and {"name": package.manifest.name, "folder": package.name, "digest": package.digest},
+        "package": package and _package_json(package),
         "graphs": [asdict(row) | {"verified": bool(row.seen)} for row in found.rows],
         "memory": [asdict(need) | {"fits": need.fits} for need in found.needs],
         "run": dict(found.run),
@@ -81,6 +84,23 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
         "advice": advice(found),
         "findings": [asdict(finding) for finding in found.findings],
     }
+
+
+def _package_json(package: ModelPackage) -> dict[str, Any]:
+    return {
+        "name": package.manifest.name,
+        "folder": package.name,
+        "digest": package.digest,
+        "quality": _quality(package),
+    }
+
+
+def _quality(package: ModelPackage) -> str:
+    """Return what the package's record says of its quality; a record that can't be read stops nothing."""
+    try:
+        return quality_line(package)
+    except PackageError as error:
+        return str(error)
 
 
 # ── For people ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -94,7 +114,8 @@ def as_text(found: Diagnosis) -> Iterator[str]:
     if found.package:
         package = found.package
         size_mb = sum(entry.size_bytes for entry in package.manifest.files.values()) / 1e6
-        yield from _section("package", [f"{package.name}, {size_mb:.1f} MB, sha256:{package.digest[:16]}"])
+        described = f"{package.name}, {size_mb:.1f} MB, sha256:{package.digest[:16]}"
+        yield from _section("package", [described, f"quality: {_quality(package)}"])
     yield from _section("runs on", [*_graph_lines(found.rows)], wrap=False)
     yield from _section("memory", [_need_line(need) for need in found.needs])
     yield from _section("faster?", [*_gain_lines(found)])

@@ -14,7 +14,7 @@ from .cuda_driver import CudaDriver, find_cards
 from .engine import Device, bounded_threads, library_of
 from .engine_libraries import Library, find_libraries, library_findings, machine_findings
 from .engine_wheels import Finding, install_line
-from .errors import EdgereelsError, UsageError
+from .errors import PackageError
 from .footprint import RENDER_GRAPHS, Footprint, estimate
 from .machine import Memory, Processor, intel_graphics, memory_facts, processor_facts
 from .manifest import GraphEntry
@@ -184,6 +184,13 @@ def diagnose(
     Raises:
         UsageError: what was asked makes no sense for this package.
     """
+    opened, tried = None, _Tried()
+    try:
+        opened = ModelPackage.open(package, verify="full")
+        Placement(opened, Asked(place=asked["place"]))  # opens nothing; refuses what the package doesn't have
+        opened.require("audio_encoder", "vae_encoder", "vae_decoder", "dit", "finish")
+    except PackageError as error:
+        tried = _Tried(fault=str(error))
     progress("looking at the machine and its engines")
     processor, memory, cuda = processor_facts(), memory_facts(), find_cards()
     libraries = find_libraries(ask=ask)
@@ -191,21 +198,13 @@ def diagnose(
         *library_findings(libraries, cuda=cuda, has_intel_graphics=intel_graphics()),
         *machine_findings(processor),
     ]
-    opened, tried = None, _Tried()
-    try:
-        opened = ModelPackage.open(package, verify="full")
-        opened.require("audio_encoder", "vae_encoder", "vae_decoder", "dit", "finish")
-        Placement(opened, Asked(place=asked["place"]))  # opens nothing; refuses what the package doesn't have
-        if not any(library.works for library in libraries.values()):
-            broken = "; ".join(f"{library.name}: {library.fault}" for library in libraries.values() if library.fault)
-            raise EdgereelsError(f"no engine works ({broken or install_line('cuda' if cuda.cards else 'cpu')})")
-        progress(f"trying {opened.name}, and other engines against it" if not quick else f"trying {opened.name}")
-        others = () if quick else tuple(_other_devices(libraries, cuda))
-        tried = _try(opened, asked=asked, memory=memory, cuda=cuda, others=others, ask=ask)
-    except UsageError:
-        raise
-    except EdgereelsError as error:
-        tried = _Tried(fault=str(error))
+    if opened and not tried.fault:
+        progress(f"trying {opened.name}{'' if quick else ', and other engines against it'}")
+        if any(library.works for library in libraries.values()):
+            others = () if quick else tuple(_other_devices(libraries, cuda))
+            tried = _try(opened, asked=asked, memory=memory, cuda=cuda, others=others, ask=ask)
+        else:
+            tried = _Tried(fault=_no_engine(libraries, cuda))
     order = {"error": 0, "warning": 1, "advice": 2}
     return Diagnosis(
         processor=processor,
@@ -221,6 +220,11 @@ def diagnose(
         findings=tuple(sorted((*findings, *tried.findings), key=lambda finding: order[finding.level])),
         fault=tried.fault,
     )
+
+
+def _no_engine(libraries: Mapping[str, Library], cuda: CudaDriver) -> str:
+    broken = "; ".join(f"{library.name}: {library.fault}" for library in libraries.values() if library.fault)
+    return f"no engine works ({broken or install_line('cuda' if cuda.cards else 'cpu')})"
 
 
 def _other_devices(libraries: Mapping[str, Library], cuda: CudaDriver) -> Iterator[str]:

@@ -50,7 +50,7 @@ def ask_trial(request: Mapping[str, Any], *, timeout_s: float) -> Answer:
         try:
             assert process.stdout is not None
             with process.stdout:
-                events += [json.loads(line) for line in process.stdout if line.endswith(b"\n")]
+                events += filter(None, map(_event, process.stdout))
             code = process.wait()
         finally:  # Ctrl-C, SIGTERM: nothing is left running
             timer.cancel()
@@ -65,6 +65,15 @@ def ask_trial(request: Mapping[str, Any], *, timeout_s: float) -> Answer:
         ended = f"took more than {timeout_s:g} s" if timed_out.is_set() else _ending(code, last_words)
         fault = f"trying to {doing} {ended}"
     return Answer(said, fault)
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """Read a line; None where a library printed it, or the process died while writing it."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
 
 
 def _ending(code: int, last_words: Sequence[str]) -> str:

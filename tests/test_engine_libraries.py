@@ -167,6 +167,14 @@ def test_a_library_that_can_not_be_imported_is_reported_and_ends_nothing(
     assert answer.fault.startswith(fault) or fault in answer.fault
 
 
+def test_what_a_library_prints_is_not_taken_for_an_answer(broken_onnxruntime: Any) -> None:
+    """Not even what it prints past Python, or when the process ends."""
+    broken_onnxruntime("import atexit, os; atexit.register(os.write, 1, b'bye\\n{}\\n'); os.write(1, b'hello\\n'); x")
+    answer = ask_trial({"job": "library", "library": "onnxruntime"}, timeout_s=60)
+    assert answer.fault.startswith("NameError")
+    assert {event["event"] for event in answer.events} == {"fault"}
+
+
 def test_a_library_that_hangs_is_given_up(broken_onnxruntime: Any) -> None:
     broken_onnxruntime("import time; time.sleep(60)")
     answer = ask_trial({"job": "library", "library": "onnxruntime"}, timeout_s=2)
