@@ -170,9 +170,9 @@ def _circumstances(parts: Parts) -> str:
     load = f"Load average as a group of processes started: {min(loads):.1f} to {max(loads):.1f}" if loads else ""
     return f"""## How it was measured
 
-{machine or "One machine"}, a virtual one; {began} to {ended}. {load} (the group before is still in the higher ones); time
-stolen by other machines on the host while timing: {stolen:.1f} s. Whatever is compared ran in the same rounds, each in a
-process of its own, in random order; ratios pair two runs of one round.
+{machine or "One machine"}, a virtual one; {began} to {ended}. {load} (what ran before is still in the
+higher ones); time stolen by other machines on the host while timing: {stolen:.1f} s. Whatever is compared ran in the
+same rounds, each in a process of its own, in random order; ratios pair two runs of one round.
 
 "{ENGINE_NAMES[CAPPED]}" is **an emulation of a kiosk CPU**: `ONEDNN_MAX_CPU_ISA=AVX2` caps oneDNN, with which OpenVINO
 computes, to AVX2; clock, caches and memory stay those of the machine above. ONNX Runtime has kernels of its own and
@@ -410,13 +410,13 @@ def _host(parts: Parts) -> str:
     return f"""## What a host program lives by
 
 {runs} fresh processes each, compiled graphs in the cache, files in the page cache; 4 s of sound, of which the first
-frames come as a chunk of a whole window. Aims, for `{BEST}`: at most {MOST_FIRST_FRAME_S:g} s to the first frame, at most
-{MOST_MEMORY_MB:.0f} MB resident, after four renders.
+frames come as a chunk of a whole window. Aims, for `{BEST}`: at most {MOST_FIRST_FRAME_S:g} s to the first frame, and
+at most {MOST_MEMORY_MB:.0f} MB resident after four renders.
 
 {table(header, rows)}
 
-`threads=` while rendering for 3 s: processor time of all threads over wall time, at most {MOST_THREADS}× what was asked; and
-how many threads the system showed running or waiting for a core, sampled every few milliseconds.
+`threads=` while rendering for 3 s: processor time of all threads over wall time, at most {MOST_THREADS}× what was
+asked; and how many threads the system showed running or waiting for a core, sampled every few milliseconds.
 
 {table(second, threads)}"""
 
@@ -451,5 +451,5 @@ def _unmeasured(parts: Parts) -> str:
     text = "" if not absent else f"Not measured in this run: {sentence_list(absent)}. "
     return f"""## What is not here
 
-{text}Cards (CUDA, Intel GPU, NPU), Windows and macOS: nobody has run them. One machine, one avatar, one size: at another
-size the shares of DiT and VAE differ. The emulation of AVX2 says nothing about clock and memory of a real kiosk."""
+{text}Cards (CUDA, Intel GPU, NPU), Windows and macOS: nobody has run them. One machine, one avatar, one size: at
+another the shares of DiT and VAE differ. The emulation of AVX2 says nothing about clock and memory of a real kiosk."""
