@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -140,12 +141,21 @@ def test_a_package_that_is_not_there_still_shows_the_machine(
 
 
 def test_a_damaged_package_can_not_run(package: Path, tmp_path: Path) -> None:
-    import shutil
-
     damaged = shutil.copytree(package, tmp_path / "damaged.edgereels")
     (damaged / "dit.onnx").write_bytes(b"\0" * (damaged / "dit.onnx").stat().st_size)
     diagnosed = found(damaged, asker(RAN))
     assert not diagnosed.can_run and "SHA-256" in diagnosed.verdict
+
+
+def test_a_package_of_many_gigabytes_is_not_hashed(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = shutil.copytree(package, tmp_path / "damaged.edgereels")
+    golden = damaged / "golden" / "finish.safetensors"
+    golden.write_bytes(golden.read_bytes()[:-1] + b"\x7f")
+    assert not found(damaged, asker(RAN)).can_run
+    monkeypatch.setattr(diagnosis, "MOST_HASHED_BYTES", 1000)
+    assert found(damaged, asker(RAN)).can_run
 
 
 def test_a_package_without_a_transformer_can_not_run(tmp_path: Path) -> None:
