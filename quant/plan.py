@@ -54,7 +54,7 @@ class PlannedGraph:
         ours, theirs = (
             [(choice.rule.form, choice.rule.weight_bits) for choice in self.decided[library]] for library in LIBRARIES
         )
-        return ours != theirs
+        return ours != theirs or "int8-dynamic" in self.forms
 
     @property
     def forms(self) -> frozenset[str]:

@@ -181,7 +181,7 @@ def _write_graphs(
     siblings: dict[str, str] = {}
     for graph in plan.graphs:
         for library, file in _files_of(graph).items():
-            model = rewrite(graph.source.model, graph.decided[library], place=place)
+            model = rewrite(graph.source.model, graph.decided[library], place=place, library=library)
             writer.add_file(file, model.SerializeToString(deterministic=True))
         if graph.has_sibling:
             siblings[graph.source.name] = _files_of(graph)[OPENVINO]

@@ -154,14 +154,7 @@ BUILT_IN: Mapping[str, Recipe] = {
                 Rule(_ENCODERS[1:], _ALL, _MATMULS, "int8"),
             ),
         ),
-        Recipe(
-            "int8-dynamic",
-            (
-                _HEAD,
-                Rule(("dit*", *_ENCODERS), _ALL, _MATMULS, "int8-dynamic", engine="onnxruntime"),
-                Rule(("dit*", *_ENCODERS), _ALL, _MATMULS, "int8", engine="openvino"),
-            ),
-        ),
+        Recipe("int8-dynamic", (_HEAD, Rule(("dit*", *_ENCODERS), _ALL, _MATMULS, "int8-dynamic"))),
         Recipe(
             "w8a8",
             (

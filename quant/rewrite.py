@@ -8,7 +8,8 @@ fp16, bf16     Cast(w16) where the weight entered
 int8, int4     DequantizeLinear(w8, scales) where the weight entered, per output channel or in blocks of 64
 int8           of a Conv or Gemm: Cast(w8) times scales, which engines compute once, when they load
 int8-static    as int8 of a MatMul, and QuantizeLinear, DequantizeLinear (uint8, one scale) around the activation
-int8-dynamic   DynamicQuantizeLinear(x), MatMulInteger, Cast, Mul: what ONNX Runtime fuses into one kernel
+int8-dynamic   ONNX Runtime: DynamicQuantizeLinear(x), MatMulInteger, Cast, Mul, which it fuses into one kernel;
+               OpenVINO: as int8 of a MatMul, in a graph that asks for rounded activations (`DYNAMIC_ACTIVATIONS`)
 ============== =======================================================================================================
 
 Layers that share an input (q, k and v) share its quantization. What moves values between a stored weight and its layer
@@ -24,6 +25,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from ..runtime.graph_identity import DYNAMIC_ACTIVATIONS
 from .codecs import INT4_BLOCK
 from .layers import Layer
 from .recipes import Rule
@@ -118,7 +120,11 @@ class Decided:
 
 
 def rewrite(
-    model: onnx.ModelProto, decided: Sequence[Decided], *, place: Callable[[Layer, Storage], StoredWeight]
+    model: onnx.ModelProto,
+    decided: Sequence[Decided],
+    *,
+    place: Callable[[Layer, Storage], StoredWeight],
+    library: str = "onnxruntime",
 ) -> onnx.ModelProto:
     """Return a new graph in which every layer stands in the form that was decided.
 
@@ -126,19 +132,23 @@ def rewrite(
         model: the source graph, weights on disk.
         decided: every layer and parameter of it.
         place: where the values of a layer lie in the new package, for a storage.
+        library: the engine library that the graph is for.
     """
-    rewriter = _Rewriter(model, place)
+    rewriter = _Rewriter(model, place, library=library)
     for choice in decided:
         rewriter.apply(choice)
     return rewriter.result()
 
 
 class _Rewriter:
-    def __init__(self, model: onnx.ModelProto, place: Callable[[Layer, Storage], StoredWeight]) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, place: Callable[[Layer, Storage], StoredWeight], *, library: str
+    ) -> None:
         self._model = onnx.ModelProto()
         self._model.CopyFrom(model)
         self._nodes = list(self._model.graph.node)
         self._place = place
+        self._library = library
         self._initializers = {tensor.name: tensor for tensor in self._model.graph.initializer}
         self._before: dict[int, list[onnx.NodeProto]] = {}
         """What must stand before a node, by its index; -1 and the number of nodes: before and after all."""
@@ -153,6 +163,9 @@ class _Rewriter:
         stored = self._place(layer, storage)
         if storage.kind in ("keep", "fp16", "bf16"):
             self._float(layer, storage, stored)
+        elif form == "int8-dynamic" and self._library == "openvino":
+            self._weight_only(layer, storage, stored)
+            helper.set_model_props(self._model, dict([DYNAMIC_ACTIVATIONS]))
         elif form == "int8-dynamic":
             self._dynamic(layer, storage, stored)
         elif form == "int8" and layer.operator != "MatMul":

@@ -81,7 +81,7 @@ def test_both_engines_siblings_share_the_same_bytes(source: ModelPackage, tmp_pa
     assert package.manifest.graphs["vae_decoder_next"].siblings == {}
     ours, theirs = references(package, "dit"), references(package, "dit", "openvino")
     shared = {name for name in ours if name.endswith((".int8", ".int8_scales"))} & theirs.keys()
-    assert len(shared) == 2 * 12 - 1  # OpenVINO folds the Gemm's scales as a column of the same bytes
+    assert len(shared) == 2 * 12
     assert all(ours[name] == theirs[name] for name in shared)
 
 
