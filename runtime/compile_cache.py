@@ -8,21 +8,27 @@ Files are written aside and renamed; processes may share the folder.
 The folder is EDGEREELS_CACHE, else `edgereels/openvino` in the user's own cache folder. Deleting it does no harm.
 """
 
+import atexit
 import contextlib
 import hashlib
 import json
+import logging
 import mmap
 import os
+import shutil
 import stat
 import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+logger = logging.getLogger(__name__)
 
 PLACE_VARIABLE = "EDGEREELS_CACHE"
 LIMIT_BYTES = 2 << 30  # the embedded package's graphs are 21 MB at one size and precision
@@ -171,22 +177,29 @@ class CompileCache:
                     total -= size
 
 
-def open_cache(
-    folder: Path | None, *, on_event: OnEvent
-) -> tuple[CompileCache, tempfile.TemporaryDirectory[str] | None]:
+def open_cache(folder: Path | None, *, on_event: OnEvent) -> CompileCache:
     """Open the cache in a folder, by default `cache_folder()`.
 
     Where that folder can't be made private, belongs to somebody else or can't be written, an event `cache_unusable`
-    says why, and a temporary one takes its place, returned as well: it is for the caller to clean up.
+    says why, and one that goes with this process takes its place.
     """
     try:
         place = cache_folder() if folder is None else folder
         make_private(place)
-        return CompileCache(place), None
+        return CompileCache(place)
     except (OSError, RuntimeError) as error:
-        on_event("cache_unusable", reason=" ".join(str(error).split()))
-        temporary = tempfile.TemporaryDirectory(prefix="edgereels-", ignore_cleanup_errors=True)
-        return CompileCache(Path(temporary.name)), temporary
+        reason = " ".join(str(error).split())
+        on_event("cache_unusable", reason=reason)
+        return _cache_of_this_process(reason)
+
+
+@cache
+def _cache_of_this_process(reason: str) -> CompileCache:
+    """Make a cache that is deleted at the end, and warn: once, though every engine asks for it."""
+    logger.warning("graphs are compiled anew in every process, for they can't be kept: %s", reason)
+    folder = tempfile.mkdtemp(prefix="edgereels-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return CompileCache(Path(folder))
 
 
 def make_private(folder: Path) -> None:

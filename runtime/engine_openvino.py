@@ -16,7 +16,7 @@ done, and the end of the process doesn't wait for it.
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,7 @@ class OpenVinoEngine:
         self._rounds_activations = self._graph.dynamic_activations and has_native_int8()
         if self._graph.dynamic_activations and not self._rounds_activations:
             self._note("float_activations", graph=graph.name, reason="no instructions for int8 products")
-        self._cache, temporary = open_cache(cache, on_event=self._note)
-        self._clean_up: Callable[[], object] = temporary.cleanup if temporary else lambda: None
+        self._cache = open_cache(cache, on_event=self._note)
         self._runners: dict[Signature, Runner] = {}
         self._operators: tuple[int, dict[str, int]] = (0, {})
         self._is_closed = False
@@ -178,7 +177,6 @@ class OpenVinoEngine:
         self._is_closed = True
         with self._busy:
             self._runners.clear()
-            self._clean_up()
 
     # ── Running ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

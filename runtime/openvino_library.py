@@ -38,15 +38,28 @@ def import_openvino() -> ModuleType:
 
     Raises:
         MissingExtraError: it is not installed.
+        EngineError: what is installed can't be used.
     """
     # Importing it sends an event by default and leaves files in the home folder; without this module its own stub
     # takes over. A host program that has imported telemetry itself keeps it.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "openvino":
+            raise _unusable(f"it lacks the module {error.name!r}") from error
         raise MissingExtraError("openvino", extra="openvino", purpose="running a package on OpenVINO") from error
+    except Exception as error:  # a half-installed wheel raises anything
+        raise _unusable(reason_of(error)) from error
+    if not hasattr(openvino, "Core"):
+        raise _unusable("its files are incomplete")
     return openvino
+
+
+def _unusable(reason: str) -> EngineError:
+    return EngineError(
+        f"OpenVINO is installed and can not be used ({reason}): pip install --force-reinstall --no-deps openvino"
+    )
 
 
 def library_version() -> str:

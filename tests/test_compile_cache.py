@@ -3,6 +3,8 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -114,8 +116,8 @@ def test_a_link_is_not_followed(cache: CompileCache, events: Events) -> None:
 def test_the_folder_is_private(tmp_path: Path, events: Events) -> None:
     (tmp_path / "open").mkdir(mode=0o755)
     for name in ("open", "new"):
-        opened, temporary = open_cache(tmp_path / name, on_event=events)
-        assert temporary is None
+        opened = open_cache(tmp_path / name, on_event=events)
+        assert opened.folder == tmp_path / name
         assert opened.folder.stat().st_mode & 0o777 == 0o700
     assert not events
 
@@ -124,24 +126,34 @@ def test_the_folder_is_private(tmp_path: Path, events: Events) -> None:
 def test_a_folder_of_another_user_is_not_used(tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "theirs").mkdir()
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
-    opened, temporary = open_cache(tmp_path / "theirs", on_event=events)
-    assert temporary is not None
+    opened = open_cache(tmp_path / "theirs", on_event=events)
     assert opened.folder != tmp_path / "theirs"
     assert "belongs to the user" in events[0]["reason"]
-    temporary.cleanup()
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
-def test_where_no_folder_can_be_made_a_temporary_one_serves_and_one_event_says_so(
-    place: str, tmp_path: Path, events: Events
+def test_where_no_folder_can_be_made_another_serves_this_process(
+    place: str, tmp_path: Path, events: Events, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Every engine says so in an event, and one line is for people."""
     (tmp_path / "file").write_bytes(b"")
-    opened, temporary = open_cache(tmp_path / place, on_event=events)
-    assert temporary is not None
-    assert [event["code"] for event in events] == ["cache_unusable"]
-    assert opened.store(KEY, BLOB)
-    temporary.cleanup()
-    assert not opened.folder.exists()
+    opened = [open_cache(tmp_path / place, on_event=events) for _ in range(3)]
+    assert [event["code"] for event in events] == ["cache_unusable"] * 3
+    assert len(caplog.records) == 1
+    assert len({each.folder for each in opened}) == 1
+    assert opened[0].folder.stat().st_mode & 0o777 == 0o700 or os.name != "posix"
+    assert opened[0].store(KEY, BLOB)
+
+
+def test_what_serves_one_process_is_gone_after_it(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from edgereels.runtime.compile_cache import open_cache; "
+        f"print(open_cache(Path({str(tmp_path / 'file')!r}), on_event=lambda code, **fields: None).folder)"
+    )
+    (tmp_path / "file").write_bytes(b"")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "edgereels-" in done.stdout
+    assert not Path(done.stdout.strip()).exists()
 
 
 def test_a_full_disk_keeps_nothing_and_leaves_nothing(cache: CompileCache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +262,5 @@ def test_without_a_home_there_is_a_temporary_cache(events: Events, monkeypatch: 
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(compile_cache, "cache_folder", homeless)
-    _, temporary = open_cache(None, on_event=events)
-    assert temporary is not None
+    assert open_cache(None, on_event=events).folder.is_dir()
     assert "home" in events[0]["reason"]
-    temporary.cleanup()

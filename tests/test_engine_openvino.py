@@ -105,6 +105,34 @@ def test_without_openvino_the_line_to_install_it_is_printed(doubling: Path, monk
         opened(doubling)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "its files are incomplete"),
+        ("import its_own_part_that_is_gone", "lacks the module 'its_own_part_that_is_gone'"),
+        ("raise ImportError('libopenvino.so: cannot open shared object file')", "libopenvino.so: cannot open"),
+        ("raise RuntimeError('bad wheel')", "bad wheel"),
+    ],
+    ids=["empty", "a part is gone", "a library is gone", "raises"],
+)
+def test_a_broken_installation_is_said_to_be_broken(content: str, reason: str, doubling: Path, tmp_path: Path) -> None:
+    (tmp_path / "openvino.py").write_text(content, encoding="utf-8")
+    done = run_python(f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        from pathlib import Path
+        from edgereels.runtime.engine import open_engine
+        from edgereels.runtime.errors import EngineError
+        try:
+            open_engine(Path({str(doubling)!r}), device="openvino:CPU")
+        except EngineError as error:
+            print(error)
+    """)
+    assert done.stdout.decode().startswith("OpenVINO is installed and can not be used ("), done.stderr.decode()
+    assert reason in done.stdout.decode()
+    assert "pip install --force-reinstall" in done.stdout.decode()
+
+
 @pytest.mark.parametrize("name", ["GPU", "NPU"])
 def test_a_device_that_is_not_there_is_an_error_and_not_auto(name: str, doubling: Path) -> None:
     if any(device.startswith(name) for device in available_devices()):
