@@ -12,11 +12,11 @@ import pytest
 from edgereels.runtime import controls, metrics
 from edgereels.runtime.errors import UsageError, VerificationError
 from edgereels.runtime.gates import GateResult
-from edgereels.runtime.ladder import RUNGS, Prepared, climb, clip_figures, prepare
+from edgereels.runtime.ladder import RUNGS, Prepared, climb, clip_figures, figures_of, prepare
 from edgereels.runtime.model_package import ModelPackage
 from edgereels.runtime.placement import Asked
 from edgereels.runtime.quality import FAILED, PASSED, Quality
-from edgereels.runtime.recording import Recording, ladder_sound, prepare_trial, record
+from edgereels.runtime.recording import Recording, Sample, ladder_sound, prepare_trial, record
 
 from .package_examples import change_manifest, copy_of, replace_file
 from .stand_in_package import write_stand_in
@@ -263,3 +263,17 @@ def test_weights_of_every_width_are_scaled(dtype: str, bits: bytes) -> None:
 
 def test_the_rungs_are_named_from_the_bottom() -> None:
     assert RUNGS == ("block", "graph", "window", "clip")
+
+
+# ── Figures of one graph ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_farthest_output_counts_and_caches_do_not() -> None:
+    theirs = {"tokens": np.ones(4), "context": np.ones(4), "next_cache_03": np.ones(4)}
+    ours = {"tokens": np.ones(4), "context": np.full(4, 1.1), "next_cache_03": np.full(4, 2.0)}
+    samples, results = (Sample({}, theirs), Sample({}, theirs)), [ours, theirs]
+    figures = figures_of(samples, results, outputs=list(theirs))
+    assert figures["output"] == "context"
+    assert figures["sqnr_db"] == pytest.approx(20 + 10 * np.log10(2))  # one input of two
+    assert figures["worst_sqnr_db"] == pytest.approx(20)
+    assert figures["state_sqnr_db"] == pytest.approx(0)
