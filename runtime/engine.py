@@ -202,6 +202,29 @@ def end_runs() -> None:
         end()
 
 
+def require_device(device: str, *, siblings: bool = False) -> None:
+    """Import the library behind a device, and ask it for the device; nothing is opened.
+
+    Args:
+        device: one of `DEVICE_CHOICES`.
+        siblings: see `library_of`.
+
+    Raises:
+        EngineError: the device can't be had, or the library is broken.
+        MissingExtraError: the library is not installed.
+        ValueError: a device that does not exist.
+    """
+    asked = parse_device(device)
+    if library_of(asked, siblings=siblings) == "openvino":
+        from .openvino_library import target_of
+
+        target_of(asked)
+    else:
+        from .engine_onnxruntime import require_device as require_provider
+
+        require_provider(asked)
+
+
 def open_engine(
     graph: Path,
     *,

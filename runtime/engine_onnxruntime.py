@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime on CPUs and on CUDA."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from .engine import Device, Shapes, Value, endable, one_graph_at_a_time
 from .engine_wheels import installed_wheels, wheel_findings
 from .errors import EngineError, MissingExtraError
 from .onnxruntime_device import DeviceRuns
+
+logger = logging.getLogger(__name__)
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -68,6 +71,11 @@ def _broken(wheels: Mapping[str, str], why: str) -> EngineError:
     )
 
 
+def require_device(device: Device) -> None:
+    """Raise `EngineError` or `MissingExtraError` where a device can't be had; nothing is opened."""
+    _provider(import_onnxruntime("cuda" if device.kind == "cuda" else "cpu"), device)
+
+
 def cuda_is_offered() -> bool:
     """Tell whether the installed ONNX Runtime was built for CUDA, and there is a card."""
     return CUDA in import_onnxruntime().get_available_providers() and _card_count() > 0
@@ -91,7 +99,9 @@ class OnnxRuntimeEngine:
         self._name = graph.stem
         self._new_run_options: Callable[[], Any] = onnxruntime.RunOptions
         self._provider = _provider(onnxruntime, device)
-        self._session: Any = _opened(onnxruntime, graph, provider=self._provider, device=device, threads=threads)
+        options = _options(onnxruntime, graph=graph.stem, threads=threads)
+        self._session: Any
+        self._session, replays = _opened(onnxruntime, graph, provider=self._provider, device=device, options=options)
         self._inputs = tuple(value.name for value in self._session.get_inputs())
         self._outputs = tuple(value.name for value in self._session.get_outputs())
         self._expected: set[tuple[tuple[int, ...], ...]] = set()
@@ -104,7 +114,9 @@ class OnnxRuntimeEngine:
             )
         self._device_runs: DeviceRuns | None = None
         if self._provider == CUDA:
-            self._device_runs = DeviceRuns(onnxruntime, self._session, device=("cuda", int(device.name)), replay=True)
+            self._device_runs = DeviceRuns(
+                onnxruntime, self._session, device=("cuda", int(device.name)), replay=replays
+            )
 
     @property
     def library(self) -> str:
@@ -144,7 +156,8 @@ class OnnxRuntimeEngine:
         """Put what several runs are given on the device once; the values are good until the next `hold`."""
         if self._device_runs is None:
             return dict(feeds)
-        return self._device_runs.hold({name: value for name, value in feeds.items() if name in self._inputs})
+        with one_graph_at_a_time:  # allocating spoils what another thread records on the card
+            return self._device_runs.hold({name: value for name, value in feeds.items() if name in self._inputs})
 
     def run(self, feeds: Mapping[str, Value], *, keep: Collection[str] = ()) -> dict[str, Value]:
         """Run the graph once. On a card, what is in `keep` stays there, and is good until the run after the next.
@@ -220,7 +233,7 @@ def _provider(onnxruntime: ModuleType, device: Device) -> str:
     return CUDA
 
 
-def _provider_options(provider: str, device: Device) -> dict[str, str]:
+def _provider_options(provider: str, device: Device, *, replay: bool) -> dict[str, str]:
     if provider == CPU:
         return {}
     return {
@@ -228,7 +241,7 @@ def _provider_options(provider: str, device: Device) -> dict[str, str]:
         "arena_extend_strategy": "kSameAsRequested",  # the default doubles, and a card is full sooner
         "cudnn_conv_algo_search": "HEURISTIC",  # the default tries every algorithm at every new shape
         "use_tf32": "0",  # f32 is f32
-        "enable_cuda_graph": "1",
+        "enable_cuda_graph": "1" if replay else "0",
     }
 
 
@@ -254,14 +267,24 @@ def _options(onnxruntime: ModuleType, *, graph: str, threads: int) -> Any:
     return options
 
 
-def _opened(onnxruntime: ModuleType, graph: Path, *, provider: str, device: Device, threads: int) -> Any:
+def _opened(onnxruntime: ModuleType, graph: Path, *, provider: str, device: Device, options: Any) -> tuple[Any, bool]:
+    """Return a session, and whether it can be replayed as CUDA graphs."""
+
+    def open_session(*, replay: bool) -> Any:
+        providers = [(provider, _provider_options(provider, device, replay=replay))]
+        return onnxruntime.InferenceSession(str(graph), sess_options=options, providers=providers)
+
+    replays = provider == CUDA
     try:
-        session = onnxruntime.InferenceSession(
-            str(graph),
-            sess_options=_options(onnxruntime, graph=graph.stem, threads=threads),
-            providers=[(provider, _provider_options(provider, device))],
-        )
-    except Exception as error:  # ONNX Runtime's exceptions have no root of their own
+        try:
+            session = open_session(replay=replays)
+        except Exception as error:  # ONNX Runtime's exceptions have no root of their own
+            if not replays or "graph capture" not in str(error):
+                raise
+            logger.warning("%s runs without CUDA graphs: %s", graph.stem, _first_line(error))
+            replays = False
+            session = open_session(replay=False)
+    except Exception as error:
         raise EngineError(f"ONNX Runtime refuses {graph.name}: {_first_line(error)}") from error
     got = session.get_providers()[0]
     if got != provider:
@@ -269,7 +292,7 @@ def _opened(onnxruntime: ModuleType, graph: Path, *, provider: str, device: Devi
             f"{provider} was asked for {graph.name}, ONNX Runtime gave {got}: "
             "use --device cpu, or install edgereels[cuda]"
         )
-    return session
+    return session, replays
 
 
 def _failure(graph: str, error: Exception) -> EngineError:

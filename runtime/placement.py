@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .engine import Device, Engine, Shapes, bounded_threads, library_of, open_engine, parse_device
+from .engine import (
+    Device,
+    Engine,
+    Shapes,
+    bounded_threads,
+    library_of,
+    open_engine,
+    parse_device,
+    require_device,
+)
 from .errors import EdgereelsError, EngineError, MissingExtraError, UsageError
 from .model_package import ModelPackage
 from .observe import Observe, ObservedEngine
@@ -87,6 +96,12 @@ class Placement(Mapping[str, Engine]):
     def threads(self) -> int:
         """How many threads all engines together use at most."""
         return bounded_threads(self._asked.threads)
+
+    def require_devices(self) -> None:
+        """Raise `EngineError` or `MissingExtraError` for a device that can't be had, where nothing may take over."""
+        if not self._asked.allow_fallback:
+            for device in dict.fromkeys((self._asked.device, *self._asked.place.values())):
+                require_device(device, siblings=self._has_siblings)
 
     def record_to(self, trace: Trace) -> None:
         """Record in a trace from now on what is opened; what is open already is recorded at once."""

@@ -127,7 +127,9 @@ class AvatarSession:
             place=dict(place or {}),
             allow_fallback=allow_fallback,
         )
-        return cls(ModelPackage.open(package, verify=verify), asked, observe=observe, on_compile=on_compile)
+        session = cls(ModelPackage.open(package, verify=verify), asked, observe=observe, on_compile=on_compile)
+        session._placement.require_devices()
+        return session
 
     def __enter__(self) -> Self:
         return self

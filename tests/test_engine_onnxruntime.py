@@ -12,9 +12,9 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgereels.runtime import engine_onnxruntime
-from edgereels.runtime.engine import open_engine
-from edgereels.runtime.engine_onnxruntime import OnnxRuntimeEngine, import_onnxruntime
+from edgereels.runtime import AvatarSession, engine_onnxruntime
+from edgereels.runtime.engine import Device, open_engine
+from edgereels.runtime.engine_onnxruntime import CUDA, OnnxRuntimeEngine, import_onnxruntime
 from edgereels.runtime.errors import EngineError, MissingExtraError
 
 GROWING = """
@@ -98,10 +98,10 @@ def _with_assignment(monkeypatch: pytest.MonkeyPatch, *nodes: tuple[str, str]) -
         get_provider_graph_assignment_info=lambda: parts,
         get_inputs=lambda: ends,
         get_outputs=lambda: ends,
-        get_providers=lambda: ["CUDAExecutionProvider"],
+        get_providers=lambda: [CUDA],
     )
-    monkeypatch.setattr(engine_onnxruntime, "_provider", lambda *_: "CUDAExecutionProvider")
-    monkeypatch.setattr(engine_onnxruntime, "_opened", lambda *_, **__: session)
+    monkeypatch.setattr(engine_onnxruntime, "_provider", lambda *_: CUDA)
+    monkeypatch.setattr(engine_onnxruntime, "_opened", lambda *_, **__: (session, False))
 
 
 def test_a_network_that_is_left_on_the_cpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +121,43 @@ def test_arithmetic_on_shapes_may_stay_on_the_cpu(tmp_path: Path, monkeypatch: p
     )
     engine = open_engine(tmp_path / "dit.onnx", device="cuda:0")
     assert engine.node_counts == {"CUDAExecutionProvider": 1, "CPUExecutionProvider": 2}
+
+
+class Sessions:
+    """Stands in for the library: refuses to record CUDA graphs, or anything at all."""
+
+    def __init__(self, said: str) -> None:
+        self.asked: list[str] = []
+        self._said = said
+
+    def InferenceSession(self, _path: str, *, providers: list[tuple[str, dict[str, str]]], **_: object) -> object:  # noqa: N802
+        self.asked.append(providers[0][1]["enable_cuda_graph"])
+        if self.asked[-1] == "1" or "capture" not in self._said:
+            raise RuntimeError(self._said)
+        return SimpleNamespace(get_providers=lambda: [CUDA])
+
+
+def test_a_graph_that_can_not_be_recorded_runs_without_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    library = Sessions("This session cannot use the graph capture feature as requested by the user")
+    device = Device("cuda", "0")
+    opened = engine_onnxruntime._opened(library, Path("dit.onnx"), provider=CUDA, device=device, options=None)  # type: ignore[arg-type]
+    assert opened[1] is False
+    assert library.asked == ["1", "0"]
+    assert "dit runs without CUDA graphs" in caplog.text
+
+
+def test_any_other_refusal_is_an_error_at_once() -> None:
+    """Negative control."""
+    library = Sessions("no such operator")
+    with pytest.raises(EngineError, match="no such operator"):
+        engine_onnxruntime._opened(
+            library,  # type: ignore[arg-type]
+            Path("dit.onnx"),
+            provider=CUDA,
+            device=Device("cuda", "0"),
+            options=None,
+        )
+    assert library.asked == ["1"]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +212,7 @@ def test_two_wheels_of_onnx_runtime_are_an_error_that_says_what_to_type(
     monkeypatch.syspath_prepend(tmp_path)
     assert importlib.metadata.version("onnxruntime-gpu") == "1.32.0"
     with pytest.raises(EngineError, match=r"onnxruntime-gpu 1.32.0 are both installed.*pip uninstall -y onnxruntime"):
-        open_engine(tmp_path / "g.onnx", device="onnxruntime:CPU")
+        AvatarSession.open("default", device="onnxruntime:CPU", verify="size")
 
 
 def test_a_wheel_whose_files_are_gone_is_an_error_that_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:

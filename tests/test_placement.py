@@ -124,6 +124,13 @@ def test_a_device_that_can_not_be_had_is_an_error(package: ModelPackage, opened:
         look_up(Placement(package, Asked(device="cuda:0")), "dit")
 
 
+def test_a_session_does_not_open_where_a_device_is_missing(folder: Path) -> None:
+    """Before anything is prepared; a host program learns of it at once."""
+    with pytest.raises(EngineError, match="NPU"):
+        AvatarSession.open(folder, place={"dit": "openvino:NPU"})
+    AvatarSession.open(folder, place={"dit": "openvino:NPU"}, allow_fallback=True).close()
+
+
 def test_a_fallback_that_was_allowed_is_told(
     package: ModelPackage, opened: Recorded, caplog: pytest.LogCaptureFixture
 ) -> None:
