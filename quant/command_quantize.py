@@ -10,12 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.errors import MissingExtraError, OutputError
+from ..runtime.errors import MissingExtraError
 from ..runtime.options import OptionParser, add_print_options, threads
-from .recipes import BUILT_IN, Recipe, load_recipe, recipe_bytes
+from ..runtime.sinks import BytesSink, check_target
+from .recipes import BUILT_IN, load_recipe, recipe_bytes
 
 if TYPE_CHECKING:
     from .quantize import Coverage
+    from .sensitivity import Curve
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,11 +26,15 @@ def main(argv: list[str] | None = None) -> int:
     recipe = load_recipe(options.recipe)
     # Here and not above, so that `--help` and wrong usage answer without loading ONNX.
     try:
+        from .curve_drawing import describe, draw
         from .quantize import quantize_package
         from .request import Request
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), extra="quant", purpose="edgereels quantize") from error
 
+    for path in (options.write_recipe, options.draw):
+        if path is not None:
+            check_target(path)
     started = time.monotonic()
     request = Request(
         package=options.package,
@@ -36,19 +42,22 @@ def main(argv: list[str] | None = None) -> int:
         recipe=recipe,
         calibration=options.calibration,
         gate=not options.no_gate,
-        search=options.budget_mb is not None or options.write_recipe is not None,
+        search=any(wish is not None for wish in (options.budget_mb, options.write_recipe, options.draw)),
         budget_bytes=None if options.budget_mb is None else round(options.budget_mb * 1e6),
         force=options.force,
         threads=options.threads,
     )
     done = quantize_package(request, progress=_progress(options.progress))
+    curve = _curve_of(done.curve)
     if options.write_recipe:
-        write_recipe(done.recipe, options.write_recipe)
+        write_whole(options.write_recipe, recipe_bytes(done.recipe))
+    if options.draw and curve:
+        write_whole(options.draw, draw(curve).encode())
     if options.json:
         print(json.dumps(_as_json(done), indent=1))
         return 0
-    if done.curve:
-        print(_curve(done.curve))
+    if curve:
+        print(f"{describe(curve)}\n")
     print(_table(done.coverage))
     for note in done.notes:
         print(f"note: {note}")
@@ -87,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write what was followed as a recipe; without --budget-mb as many layers as an error budget allows",
     )
+    parser.add_argument(
+        "--draw",
+        type=Path,
+        metavar="FILE.svg",
+        help="draw what --write-recipe finds: size saved, error",
+    )
     parser.add_argument("--force", action="store_true", help="replace a package that exists")
     parser.add_argument(
         "--threads", type=threads, metavar="N", help="engines together use at most N (default: usable cores)"
@@ -105,19 +120,20 @@ def _megabytes(text: str) -> float:
     return number
 
 
-def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Write a recipe file in one step: aside, then renamed.
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in one step: aside, then renamed.
 
     Raises:
         OutputError: it can't be written.
     """
-    aside = path.with_name(path.name + ".partial")
-    try:
-        aside.write_bytes(recipe_bytes(recipe))
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OutputError(f"the recipe {path} can not be written: {error.strerror or error}") from error
+    with BytesSink(path) as sink:
+        sink.write(content)
+
+
+def _curve_of(fields: Mapping[str, Any] | None) -> "Curve | None":
+    from .sensitivity import read_curve
+
+    return None if fields is None else read_curve(fields)
 
 
 def _progress(asked: bool) -> Callable[[str], None]:
@@ -139,18 +155,6 @@ def _as_json(done: Any) -> dict[str, Any]:
         "curve": done.curve,
         "quality": [{"engine": one.engine_name, "verdict": one.verdict, "misses": one.misses} for one in done.ladders],
     }
-
-
-def _curve(curve: Mapping[str, Any]) -> str:
-    """Return the parts in the order in which they are taken, and what sums of them come to."""
-    sums = {point["parts"]: point for point in curve["points"]}
-    lines = [f"{'':3} {'part':44} {'saves':>10} {'alone':>8} {'together':>9}"]
-    for count, one in enumerate(curve["ranked"], start=1):
-        together = f"{sums[count]['db']:6.1f} dB" if count in sums else ""
-        mark = "*" if count <= curve["chosen"] else " "
-        name, saves = f"{one['subnetwork']} {one['part']}", f"{one['saved_bytes'] / 1e6:.2f} MB"
-        lines.append(f"{mark}{count:3} {name:43} {saves:>10} {one['db']:5.1f} dB {together:>9}")
-    return "\n".join([*lines, "* taken", ""])
 
 
 def _table(rows: Sequence["Coverage"]) -> str:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..runtime import __version__
 from ..runtime.manifest import Calibration
@@ -19,9 +19,6 @@ from .plan import FindRange, SourceGraph, static_layers
 from .recipes import Recipe, parse_recipe
 from .request import Progress, Request
 from .rewrite import Range
-
-if TYPE_CHECKING:
-    from .sensitivity import Curve
 
 CODEC_VERSION = 1
 """Part of the key of resumed work: raised when the same recipe would give other bytes."""
@@ -91,7 +88,7 @@ def _render_and_learn(
             threads=request.threads,
             progress=lambda line: progress(f"search: {line}"),
         )
-        recipe, curve = found.recipe, _curve_as_json(found)
+        recipe, curve = found.recipe, found.as_json()
     static = static_layers(recipe, graphs)
     ranges: list[list[Any]] = []
     if static:
@@ -100,25 +97,6 @@ def _render_and_learn(
         ranges = [[graph, name, found.low, found.high] for (graph, name), found in sorted(seen.of_layers.items())]
     calibration = asdict(recording.calibration)
     return {"recipe": recipe.as_json(), "ranges": ranges, "calibration": calibration, "curve": curve}
-
-
-def _curve_as_json(curve: "Curve") -> dict[str, Any]:
-    return {
-        "ranked": [
-            {
-                "subnetwork": one.part.subnetwork,
-                "part": one.part.name,
-                "saved_bytes": one.part.saved_bytes,
-                "db": round(one.harm.worst_db, 2),
-            }
-            for one in curve.ranked
-        ],
-        "points": [
-            {"parts": point.parts, "saved_bytes": point.saved_bytes, "db": round(point.harm.worst_db, 2)}
-            for point in curve.points
-        ],
-        "chosen": curve.chosen.parts,
-    }
 
 
 def _sounds(request: Request) -> list[tuple[str, int, int]]:

@@ -10,9 +10,11 @@
    one that was asked about, behind rules that keep the other parts as they are.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,7 @@ from .calibration import Ranges, find_ranges
 from .candidates import Candidates, Part
 from .layers import Layer
 from .plan import make_plan, read_graphs, static_layers
-from .recipes import OPERATORS, Recipe, Rule
+from .recipes import OPERATORS, Recipe, Rule, parse_recipe
 from .replay import Outcome, Replay, Scene
 from .rewrite import Range
 from .trajectory import Recording
@@ -109,6 +111,29 @@ class Curve:
     """Of the whole package as it is."""
     unmeasured: tuple[str, ...]
     """Graphs that the recipe changes and a render doesn't run; they are as the recipe says, whatever the budget."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as JSON, from which `read_curve` makes the same curve."""
+        return asdict(self) | {"recipe": self.recipe.as_json()}
+
+
+def read_curve(fields: Mapping[str, Any]) -> Curve:
+    """Return the curve that `Curve.as_json` was called on, before or after its JSON was written."""
+
+    def point(value: Mapping[str, Any]) -> Point:
+        return Point(value["parts"], value["saved_bytes"], Harm(dict(value["harm"]["regions"])))
+
+    return Curve(
+        ranked=tuple(
+            Ranked(Part(**one["part"] | {"layers": tuple(one["part"]["layers"])}), Harm(dict(one["harm"]["regions"])))
+            for one in fields["ranked"]
+        ),
+        points=tuple(point(value) for value in fields["points"]),
+        chosen=point(fields["chosen"]),
+        recipe=parse_recipe(json.dumps(fields["recipe"]).encode(), where="the recipe of a curve"),
+        package_bytes=fields["package_bytes"],
+        unmeasured=tuple(fields["unmeasured"]),
+    )
 
 
 def search(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replaying passes with graphs exchanged, ranking parts by what they do to frames, and recipes under a budget."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from edgereels.quant.plan import make_plan, read_graphs
 from edgereels.quant.recipes import Recipe, Rule, parse_recipe, recipe_bytes
 from edgereels.quant.replay import REPLAYED, Outcome, Replay, pick_scenes
 from edgereels.quant.rewrite import Range
-from edgereels.quant.sensitivity import Curve, compare, decibels, keeping, search
+from edgereels.quant.sensitivity import Curve, compare, decibels, keeping, read_curve, search
 from edgereels.quant.trajectory import Recording, record
 from edgereels.quant.workbench import Workbench
 from edgereels.runtime import AvatarSession, ModelPackage, UsageError
@@ -217,6 +218,10 @@ def test_the_recipe_replays_the_choice(package: ModelPackage, curve: Curve) -> N
     }
     taken = {(one.part.subnetwork, one.part.name) for one in curve.ranked[: curve.chosen.parts]}
     assert quantized == taken
+
+
+def test_a_curve_survives_json(curve: Curve) -> None:
+    assert read_curve(json.loads(json.dumps(curve.as_json()))) == curve
 
 
 def test_a_size_budget_takes_no_more_parts_than_it_needs(
