@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgereels.runtime.cuda_driver import Card, find_cards
+from edgereels.runtime.cuda_driver import Card, CudaDriver, find_cards
 
 
 def fill(buffer: Any, value: bytes) -> int:
@@ -94,4 +94,15 @@ def test_a_library_that_only_has_the_name_does_not_raise() -> None:
 
 
 def test_this_machine_can_be_asked() -> None:
-    assert len(find_cards().cards) >= 0
+    found = find_cards()
+    assert found.is_installed or found == CudaDriver(False, None, None, ())
+
+
+@pytest.mark.gpu
+def test_the_card_of_this_machine_is_described() -> None:
+    found = find_cards()
+    assert found.version and found.cuda_version and not found.fault
+    for card in found.cards:
+        assert card.name.startswith("NVIDIA") and card.compute_capability >= (5, 0)
+        assert card.free_bytes is not None and 0 < card.free_bytes <= card.total_bytes
+    assert found.cards

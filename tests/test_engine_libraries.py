@@ -74,6 +74,18 @@ def test_wheels_are_looked_up_by_the_names_of_their_distributions() -> None:
     assert installed_wheels("onnxruntime", find_version=numbers.get) == numbers
 
 
+def test_a_conflict_is_found_in_what_is_really_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second wheel beside the real one, as pip leaves it: real metadata, real imports."""
+    record = tmp_path / "onnxruntime_gpu-1.32.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.32.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    libraries = find_libraries()
+    assert libraries["onnxruntime"].works and set(libraries["onnxruntime"].wheels) == {"onnxruntime", "onnxruntime-gpu"}
+    found = list(library_findings(libraries, cuda=NO_CUDA, has_intel_graphics=None))
+    assert any("both installed" in finding.text for finding in found)
+
+
 # ── Devices that lie idle ────────────────────────────────────────────────────────────────────────────────────────────
 
 
