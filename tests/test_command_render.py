@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from edgereels.runtime import engine_onnxruntime
+from edgereels.runtime import onnxruntime_library
 from edgereels.runtime.cli import main
 
 from . import stand_in_package
@@ -477,7 +477,7 @@ def test_a_missing_library_names_the_command_that_installs_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(engine_onnxruntime, "installed_wheels", lambda _library: {})
+    monkeypatch.setattr(onnxruntime_library, "installed_wheels", lambda _library: {})
     assert main(["render", "--package", str(package), "--audio", "s.wav", *options]) == 1
     assert f"pip install 'edgereels[{extra}]'" in capsys.readouterr().err
     assert names() == {"s.wav"}

@@ -11,7 +11,7 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper
 
-from edgereels.runtime import engine_onnxruntime
+from edgereels.runtime import onnxruntime_library
 from edgereels.runtime.engine import Device, Engine, bounded_threads, end_runs, open_engine, parse_device, usable_cores
 from edgereels.runtime.errors import EngineError
 
@@ -95,7 +95,7 @@ def test_auto_takes_a_card_only_where_there_is_one(cards: int, kind: str, monkey
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(engine_onnxruntime, "_card_count", lambda: cards)
+    monkeypatch.setattr(onnxruntime_library, "_card_count", lambda: cards)
     assert parse_device("auto").kind == kind
 
 

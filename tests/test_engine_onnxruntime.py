@@ -12,10 +12,11 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgereels.runtime import AvatarSession, engine_onnxruntime
+from edgereels.runtime import AvatarSession, engine_onnxruntime, onnxruntime_library
 from edgereels.runtime.engine import Device, open_engine
-from edgereels.runtime.engine_onnxruntime import CUDA, OnnxRuntimeEngine, import_onnxruntime
+from edgereels.runtime.engine_onnxruntime import OnnxRuntimeEngine
 from edgereels.runtime.errors import EngineError, MissingExtraError
+from edgereels.runtime.onnxruntime_library import CUDA, import_onnxruntime
 
 GROWING = """
 <ir_version: 10, opset_import: ["" : 23]>
@@ -100,8 +101,8 @@ def _with_assignment(monkeypatch: pytest.MonkeyPatch, *nodes: tuple[str, str]) -
         get_outputs=lambda: ends,
         get_providers=lambda: [CUDA],
     )
-    monkeypatch.setattr(engine_onnxruntime, "_provider", lambda *_: CUDA)
-    monkeypatch.setattr(engine_onnxruntime, "_opened", lambda *_, **__: (session, False))
+    monkeypatch.setattr(engine_onnxruntime, "provider_of", lambda *_: CUDA)
+    monkeypatch.setattr(engine_onnxruntime, "open_session", lambda *_, **__: (session, False))
 
 
 def test_a_network_that_is_left_on_the_cpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +141,7 @@ class Sessions:
 def test_a_graph_that_can_not_be_recorded_runs_without_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     library = Sessions("This session cannot use the graph capture feature as requested by the user")
     device = Device("cuda", "0")
-    opened = engine_onnxruntime._opened(library, Path("dit.onnx"), provider=CUDA, device=device, options=None)  # type: ignore[arg-type]
+    opened = onnxruntime_library.open_session(library, Path("dit.onnx"), provider=CUDA, device=device, options=None)  # type: ignore[arg-type]
     assert opened[1] is False
     assert library.asked == ["1", "0"]
     assert "dit runs without CUDA graphs" in caplog.text
@@ -150,7 +151,7 @@ def test_any_other_refusal_is_an_error_at_once() -> None:
     """Negative control."""
     library = Sessions("no such operator")
     with pytest.raises(EngineError, match="no such operator"):
-        engine_onnxruntime._opened(
+        onnxruntime_library.open_session(
             library,  # type: ignore[arg-type]
             Path("dit.onnx"),
             provider=CUDA,
@@ -230,6 +231,6 @@ def test_a_library_that_does_not_load_is_no_missing_wheel(monkeypatch: pytest.Mo
 
 def test_no_wheel_at_all_is_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr(engine_onnxruntime, "installed_wheels", lambda _library: {})
+    monkeypatch.setattr(onnxruntime_library, "installed_wheels", lambda _library: {})
     with pytest.raises(MissingExtraError, match=r"pip install 'edgereels\[cuda\]'"):
         import_onnxruntime("cuda")
