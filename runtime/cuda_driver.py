@@ -64,7 +64,7 @@ def find_cards(*, open_library: OpenLibrary = ctypes.CDLL) -> CudaDriver:
     if cuda is None:
         return CudaDriver(False, None, None, ())
     nvml = _opened(open_library, "nvml.dll" if windows else "libnvidia-ml.so.1")
-    if nvml is not None and nvml.nvmlInit_v2() != 0:
+    if nvml is not None and (not hasattr(nvml, "nvmlInit_v2") or nvml.nvmlInit_v2() != 0):
         nvml = None
     try:
         return _ask(cuda, nvml)

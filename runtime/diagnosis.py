@@ -13,7 +13,7 @@ from typing import Any
 from .cuda_driver import CudaDriver, find_cards
 from .engine import Device, bounded_threads, library_of
 from .engine_libraries import Library, find_libraries, library_findings, machine_findings
-from .engine_wheels import Finding, install_line
+from .engine_wheels import Finding, install_line, media_findings
 from .errors import PackageError
 from .footprint import RENDER_GRAPHS, Footprint, estimate
 from .machine import Memory, Processor, intel_graphics, memory_facts, processor_facts
@@ -199,6 +199,7 @@ def diagnose(
     findings = [
         *library_findings(libraries, cuda=cuda, has_intel_graphics=intel_graphics()),
         *machine_findings(processor),
+        *media_findings(),
     ]
     if opened and not tried.fault:
         progress(f"trying {opened.name}{'' if quick else ', and other engines against it'}")

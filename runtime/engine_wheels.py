@@ -83,6 +83,12 @@ def wheel_findings(
     yield from _too_old(wheels)
 
 
+def media_findings(*, is_there: Callable[[str], bool] = module_is_there) -> Iterator[Finding]:
+    """Yield what a render lacks besides an engine."""
+    if not is_there("av"):
+        yield Finding("advice", "PyAV is not installed: frames can be had, mp4 files can't", install_line("video"))
+
+
 def install_line(extra: str) -> str:
     """Return the line that installs an extra."""
     return f"pip install 'edgereels[{extra}]'"

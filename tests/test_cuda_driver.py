@@ -70,7 +70,9 @@ def test_no_driver_is_no_fault() -> None:
     assert (found.is_installed, found.cards, found.fault) == (False, (), "")
 
 
-@pytest.mark.parametrize("nvml", [None, management(nvmlInit_v2=lambda: 9)], ids=["absent", "broken"])
+@pytest.mark.parametrize(
+    "nvml", [None, management(nvmlInit_v2=lambda: 9), SimpleNamespace()], ids=["absent", "broken", "strange"]
+)
 def test_without_the_management_library_free_memory_is_unknown(nvml: Any) -> None:
     found = find_cards(open_library=opener(driver(), nvml))
     assert [card.free_bytes for card in found.cards] == [None]

@@ -10,7 +10,7 @@ import pytest
 from edgereels.runtime import engine_libraries
 from edgereels.runtime.cuda_driver import Card, CudaDriver
 from edgereels.runtime.engine_libraries import Library, find_libraries, library_findings, machine_findings
-from edgereels.runtime.engine_wheels import Finding, installed_wheels, wheel_findings
+from edgereels.runtime.engine_wheels import Finding, installed_wheels, media_findings, wheel_findings
 from edgereels.runtime.machine import Processor
 from edgereels.runtime.trial_process import Answer, ask_trial
 
@@ -125,6 +125,12 @@ def test_openvino_is_offered_where_it_is_missing(graphics: bool | None) -> None:
 
 def test_intel_graphics_that_openvino_does_not_see_want_a_driver() -> None:
     assert "compute driver is missing" in only(findings(graphics=True)).text
+
+
+@pytest.mark.parametrize(("there", "count"), [(True, 0), (False, 1)], ids=["there", "missing"])
+def test_what_writes_mp4_files_is_offered_where_it_is_missing(there: bool, count: int) -> None:
+    found = list(media_findings(is_there=lambda _module: there))
+    assert [finding.command for finding in found] == ["pip install 'edgereels[video]'"] * count
 
 
 # ── The machine ──────────────────────────────────────────────────────────────────────────────────────────────────────
