@@ -2,16 +2,31 @@
 """Figures as text, and tables of them in Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 MISSING = "–"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; the first column is text, the others are figures and stand right."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---", *["--:"] * (len(header) - 1)]) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines)
+    """Return a Markdown table; columns of figures stand right."""
+    body = [list(row) for row in rows]
+    marks = ["--:" if any(_is_figure(row[at]) for row in body) else "---" for at in range(len(header))]
+    lines = ["| " + " | ".join(header) + " |", "|" + "|".join(marks) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in body])
+
+
+def _is_figure(cell: str) -> bool:
+    return cell.lstrip("+->")[:1].isdigit()
+
+
+def wrapped(text: str) -> str:
+    """Return Markdown with its paragraphs at 120 columns; tables, lists, headings and comments stay as they are."""
+    paragraphs = (
+        part if part.startswith(("|", "#", "-", "!", "<")) else fill(part, 120, break_on_hyphens=False)
+        for part in text.split("\n\n")
+    )
+    return "\n\n".join(paragraphs)
 
 
 def digits(value: float) -> str:

@@ -9,7 +9,7 @@ from .agreement import LEAST_PSNR_DB, MOST_LEVELS
 from .host_program import DEVICES, MOST_FIRST_FRAME_S, MOST_INSTALLED_MB, MOST_MEMORY_MB, MOST_THREADS
 from .ladders import CONTROL, ENGINES, REFERENCE
 from .lip_sync import MOST_LOSS
-from .markdown_tables import MISSING, decibels, digits, percent, sentence_list, spread, table, times, yes
+from .markdown_tables import MISSING, decibels, digits, percent, sentence_list, spread, table, times, wrapped, yes
 from .peers_document import peers_section
 from .recipe_packages import BEST, FOUND, NONE
 from .rounds import figures, paired
@@ -92,7 +92,7 @@ def document(parts: Parts) -> str:
         _environments,
         _unmeasured,
     ]
-    return "\n\n".join(text for text in (section(parts) for section in sections) if text) + "\n"
+    return wrapped("\n\n".join(text for text in (section(parts) for section in sections) if text)) + "\n"
 
 
 # ── The answer ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -100,6 +100,7 @@ def document(parts: Parts) -> str:
 
 def _head(_parts: Parts) -> str:
     return f"""<!-- Written by `{COMMAND}`: change the benchmark, not this file. -->
+
 # Precision: which recipe, which extra, at what cost
 
 Measured on the embedded avatar, 128×128 at 25 frames a second. "s per s" is seconds of work per second of video, from
