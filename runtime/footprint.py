@@ -27,7 +27,7 @@ VAE_STRIDE = 8
 """Pixels per latent, each way."""
 BUFFERS = 3
 """Activations of one size that live at once in a convolution network: input, padded input, output. With it, the
-embedded package is estimated at 431 MB on ONNX Runtime; 444 MB were measured."""
+embedded package is estimated at 431 MB on ONNX Runtime; 315 to 444 MB were measured."""
 DIT_WIDTHS = 16
 """Activations per token in units of the network's width: three for attention, four or five and as many for the
 feed-forward part, the residual, the contexts."""
