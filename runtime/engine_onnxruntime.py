@@ -36,6 +36,15 @@ SHAPE_OPERATORS = frozenset(
 """What ONNX Runtime may leave on the CPU beside a card: arithmetic on shapes. A matrix product there is a fallback."""
 
 
+INTEGER_PRODUCTS = frozenset(
+    ("MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "DynamicQuantizeMatMul", "QGemm", "QAttention")
+)
+FLOAT_PRODUCTS = frozenset(
+    ("MatMul", "Gemm", "Conv", "ConvTranspose", "Attention", "MatMulNBits", "MultiHeadAttention")
+)
+"""Operators that decide about speed and precision; `FLOAT_PRODUCTS` with packed weights compute in float, too."""
+
+
 class OnnxRuntimeEngine:
     """One graph in one `InferenceSession`."""
 
@@ -59,7 +68,12 @@ class OnnxRuntimeEngine:
         self._outputs = tuple(value.name for value in self._session.get_outputs())
         self._expected: set[tuple[tuple[int, ...], ...]] = set()
         self._precision = _precision(self._session)
-        self._node_counts = self._counted_nodes()
+        self._assigned = [
+            (part.ep_name, node.op_type)
+            for part in self._session.get_provider_graph_assignment_info()
+            for node in part.get_nodes()
+        ]
+        self._refuse_strays()
         if compute not in ("auto", self._precision):
             raise EngineError(
                 f"{compute} arithmetic was asked for; ONNX Runtime computes {graph.name} in {self._precision}, the "
@@ -89,7 +103,17 @@ class OnnxRuntimeEngine:
     @property
     def node_counts(self) -> Mapping[str, int]:
         """Provider to how many of the graph's operators it was given."""
-        return self._node_counts
+        return dict(Counter(provider for provider, _operator in self._assigned))
+
+    @property
+    def kernel_precisions(self) -> Mapping[str, int]:
+        """Matrix products, convolutions and attentions by what they compute in: {"int8": 49, "f32": 12}."""
+        operators = Counter(operator for _provider, operator in self._assigned)
+        counted = {
+            "int8": sum(operators[operator] for operator in INTEGER_PRODUCTS),
+            self._precision: sum(operators[operator] for operator in FLOAT_PRODUCTS),
+        }
+        return {precision: count for precision, count in counted.items() if count}
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -141,22 +165,15 @@ class OnnxRuntimeEngine:
         self._device_runs = None  # holds values of the session
         self._session = None
 
-    def _counted_nodes(self) -> dict[str, int]:
-        """Count operators per provider; refuse a card that was given less than all of the network."""
-        assigned = [
-            (part.ep_name, node.op_type)
-            for part in self._session.get_provider_graph_assignment_info()
-            for node in part.get_nodes()
-        ]
-        if self._provider == CUDA:
-            strays = Counter(operator for provider, operator in assigned if _is_stray(provider, operator))
-            if strays:
-                listed = ", ".join(f"{count} {operator}" for operator, count in strays.most_common(5))
-                raise EngineError(
-                    f"{CUDA} was asked for {self._name}; ONNX Runtime leaves {listed} on the CPU: install a newer "
-                    "onnxruntime-gpu, use --device cpu, or --allow-fallback"
-                )
-        return dict(Counter(provider for provider, _ in assigned))
+    def _refuse_strays(self) -> None:
+        """Refuse a card that was given less than all of the network."""
+        strays = Counter(operator for provider, operator in self._assigned if _is_stray(provider, operator))
+        if self._provider == CUDA and strays:
+            listed = ", ".join(f"{count} {operator}" for operator, count in strays.most_common(5))
+            raise EngineError(
+                f"{CUDA} was asked for {self._name}; ONNX Runtime leaves {listed} on the CPU: install a newer "
+                "onnxruntime-gpu, use --device cpu, or --allow-fallback"
+            )
 
 
 def _is_stray(provider: str, operator: str) -> bool:

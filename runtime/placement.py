@@ -240,6 +240,7 @@ class Placement(Mapping[str, Engine]):
             provider=engine.provider,
             precision=engine.precision,
             node_counts=dict(engine.node_counts),
+            kernel_precisions=dict(getattr(engine, "kernel_precisions", {})),  # not every engine tells
             fallback=self._fallbacks.get(graph),
         )
 

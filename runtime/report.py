@@ -35,6 +35,8 @@ class EngineReport:
     """What it computes in: "f32", "bf16" or "f16"."""
     node_counts: Mapping[str, int]
     """Provider to how many operators it runs; empty where the library doesn't tell."""
+    kernel_precisions: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Matrix products and convolutions by what they compute in, {"int8": 49, "bf16": 12}; empty as above."""
     fallback: str | None = None
     """Why the best CPU engine took over from the device that was asked for; None where nothing had to."""
 
@@ -45,7 +47,7 @@ class EngineReport:
     @property
     def what(self) -> str:
         """Library, provider and precision in words, and how many operators each provider has where they are several."""
-        parts = [self.provider, self.precision]
+        parts = [self.provider, f"int8 and {self.precision}" if "int8" in self.kernel_precisions else self.precision]
         if len(self.node_counts) > 1:
             parts += [f"{count} operators on {provider}" for provider, count in sorted(self.node_counts.items())]
         return f"{LIBRARY_NAMES.get(self.library, self.library)} ({', '.join(parts)})"

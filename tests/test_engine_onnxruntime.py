@@ -174,6 +174,21 @@ def test_precision_is_the_type_that_the_graph_is_written_in(dtype: int, precisio
         open_engine(tmp_path / "g.onnx", device="onnxruntime:CPU", compute=other)
 
 
+def test_products_are_counted_by_what_they_compute_in(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["" : 23]>
+    mixed (float[2,4] x, float[4,4] a, int8[4,4] b) => (float[2,4] y, int32[2,4] z) {
+      y = MatMul(x, a)
+      whole, scale, zero = DynamicQuantizeLinear(y)
+      z = MatMulInteger(whole, b, zero)
+    }
+    """
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "g.onnx")
+    engine = open_engine(tmp_path / "g.onnx", device="onnxruntime:CPU")
+    assert isinstance(engine, OnnxRuntimeEngine)
+    assert engine.kernel_precisions == {"int8": 1, "f32": 1}
+
+
 def test_activations_stay_whole_where_only_weights_are_quantized(tmp_path: Path) -> None:
     """ONNX Runtime's own default rounds them to int8: 38 dB on this product; ours is above 100 dB."""
     random = np.random.default_rng(0)

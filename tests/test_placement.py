@@ -198,6 +198,11 @@ def test_one_line_says_what_runs_on_what() -> None:
     )
 
 
+def test_int8_products_are_named_in_that_line() -> None:
+    report = _report("dit", kernel_precisions={"int8": 49, "f32": 12})
+    assert engines_line({"dit": report}) == "everything on ONNX Runtime (CPUExecutionProvider, int8 and f32)"
+
+
 def test_operators_on_several_providers_are_counted_in_that_line() -> None:
     counts = {"CUDAExecutionProvider": 300, "CPUExecutionProvider": 12}
     said = engines_line({"dit": _report("dit", node_counts=counts)})
