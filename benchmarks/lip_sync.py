@@ -17,7 +17,6 @@ CLIPS = 24
 MEASURED = (
     (NONE, "onnxruntime:CPU", "f32"),
     (BEST, "onnxruntime:CPU", "f32"),
-    (BEST, "openvino:CPU", "f32"),
     (BEST, "openvino:CPU", "auto"),
 )
 """Recipe, device, compute."""

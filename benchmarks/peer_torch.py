@@ -16,10 +16,15 @@ from .peer_shapes import CONVOLUTION, MATRIX, PEAK_RUNS, rate
 from .replay import Replay
 from .workload import SUBNETWORKS, Array, subnetwork_of
 
+EAGER_VARIANTS = ("f32", "bf16", "bf16-channels-last")
 VARIANTS = (
-    *("f32", "f32-channels-last", "bf16", "bf16-channels-last"),
-    *("f32-compiled", "f32-compiled-frozen", "bf16-compiled", "bf16-compiled-frozen"),
-    *("bf16-channels-last-compiled", "bf16-channels-last-compiled-frozen"),
+    *EAGER_VARIANTS,
+    *(
+        "f32-compiled-frozen",
+        "bf16-compiled-frozen",
+        "bf16-channels-last-compiled",
+        "bf16-channels-last-compiled-frozen",
+    ),
 )
 """Everything that is tried."""
 

@@ -27,6 +27,8 @@ PLAIN_ONNXRUNTIME, PLAIN_OPENVINO = "plain ONNX Runtime", "plain OpenVINO"
 PEERS = (EAGER, BEST, PLAIN_ONNXRUNTIME, PLAIN_OPENVINO)
 TRIED_IN = tuple(name for name in SUBNETWORKS if name != "finish")
 """Subnetworks for which PyTorch's variants are tried; colours are bound by memory, in float32."""
+EAGER_ONLY = ("audio_encoder",)
+"""Heard once for the whole sound, under one percent of the work: not worth minutes of compiling."""
 FAITHFUL_DB = 30.0
 """A variant counts only above this SQNR, the gate of a DiT with 8-bit weights; bfloat16 reaches 39 to 49 here."""
 
@@ -36,11 +38,11 @@ FAITHFUL_DB = 30.0
 
 def trials(run: Run) -> dict[str, Any]:
     """Try every variant of PyTorch on every subnetwork; return subnetwork to variant to what was found."""
-    from .peer_torch import VARIANTS
+    from .peer_torch import EAGER_VARIANTS, VARIANTS
 
     found: dict[str, Any] = {}
     for subnetwork in TRIED_IN:
-        for variant in VARIANTS:
+        for variant in EAGER_VARIANTS if subnetwork in EAGER_ONLY else VARIANTS:
             found.setdefault(subnetwork, {})[variant] = _trial(run, subnetwork, variant)
             print(f"PyTorch {subnetwork} {variant}: {found[subnetwork][variant]}", file=sys.stderr, flush=True)
     return found

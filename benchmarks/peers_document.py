@@ -112,8 +112,8 @@ computes in bfloat16 where the processor has it, the audio encoder's positions i
 
 
 def _trials(tried: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    variants = list(next(iter(tried.values())))
-    rows = [[variant, *(_trial(tried[part][variant]) for part in tried)] for variant in variants]
+    variants = dict.fromkeys(variant for found in tried.values() for variant in found)
+    rows = [[variant, *(_trial(tried[part].get(variant)) for part in tried)] for variant in variants]
     won = sentence_list([f"{NAMES[part]} {variant}" for part, variant in result["best"].items()])
     return f"""### What PyTorch's best is
 
@@ -123,7 +123,9 @@ video, median of 3, with SQNR in dB. A variant counts only from {FAITHFUL_DB:g} 
 {table(["variant", *(NAMES[part] for part in tried)], rows)}"""
 
 
-def _trial(found: Mapping[str, Any]) -> str:
+def _trial(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return MISSING
     if "error" in found:
         return "failed" if "without an answer" not in found["error"] else "not in time"
     return f"{digits(found['seconds']['median'])} ({decibels(found['sqnr_db'])})"

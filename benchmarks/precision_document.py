@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .agreement import LEAST_PSNR_DB, MOST_LEVELS
-from .host_program import DEVICES, MOST_FIRST_FRAME_S, MOST_INSTALLED_MB, MOST_MEMORY_MB, MOST_THREADS
+from .host_program import MOST_FIRST_FRAME_S, MOST_INSTALLED_MB, MOST_MEMORY_MB, MOST_THREADS
 from .ladders import CONTROL, ENGINES, REFERENCE
 from .lip_sync import MOST_LOSS
 from .markdown_tables import MISSING, decibels, digits, percent, sentence_list, spread, table, times, wrapped, yes
@@ -391,22 +391,21 @@ def _host(parts: Parts) -> str:
         return ""
     rows: list[list[str]] = []
     threads: list[list[str]] = []
-    for recipe, devices in parts["host"].items():
-        for device, found in devices.items():
-            name = f"{named(recipe)}, {DEVICES[device]}"
-            first, peak = found["first_frame_s"], found["peak_mb"]
-            rows.append(
-                [
-                    name,
-                    f"{spread(first)}, {yes(first['max'] <= MOST_FIRST_FRAME_S)}",
-                    spread(found["open_s"]),
-                    spread(found["from_process_start_s"]),
-                    f"{spread(peak)}, {yes(peak['max'] <= MOST_MEMORY_MB)}",
-                ]
-            )
-            threads += [_thread_row(name, count, each) for count, each in found["threads"].items()]
+    for key, found in parts["host"].items():
+        name = key.replace(NONE, named(NONE), 1) if key.startswith(NONE) else key
+        first, peak = found["first_frame_s"], found["peak_mb"]
+        rows.append(
+            [
+                name,
+                f"{spread(first)}, {yes(first['max'] <= MOST_FIRST_FRAME_S)}",
+                spread(found["open_s"]),
+                spread(found["from_process_start_s"]),
+                f"{spread(peak)}, {yes(peak['max'] <= MOST_MEMORY_MB)}",
+            ]
+        )
+        threads += [_thread_row(name, count, each) for count, each in found["threads"].items()]
     header = ["package, engine", "open to first frame s", "of it opening s", "from process start s", "peak MB"]
-    runs = int(next(iter(next(iter(parts["host"].values())).values()))["first_frame_s"]["n"])
+    runs = int(next(iter(parts["host"].values()))["first_frame_s"]["n"])
     second = ["package, engine", "`threads=`", "processor ÷ wall time", "running at once, share of samples", "obeyed"]
     return f"""## What a host program lives by
 
