@@ -79,6 +79,12 @@ def provider_of(onnxruntime: ModuleType, device: Device) -> str:
             f"device {device} was asked for; ONNX Runtime offers {', '.join(onnxruntime.get_available_providers())}: "
             "pip uninstall onnxruntime && pip install 'edgereels[cuda]', or use --device cpu"
         )
+    cards = _card_count()
+    if int(device.name) >= cards:
+        raise EngineError(
+            f"device {device} was asked for; NVIDIA's driver finds {cards} cards, the first of them cuda:0: "
+            "install the driver, or use --device cpu"
+        )
     onnxruntime.preload_dlls()
     return CUDA
 

@@ -70,6 +70,18 @@ def test_a_card_that_is_not_there_is_an_error_and_not_a_silent_cpu(doubling: Pat
         open_engine(doubling, device="cuda:0")
 
 
+@pytest.mark.parametrize(("cards", "asked"), [(0, "cuda:0"), (1, "cuda:1")])
+def test_a_card_that_the_driver_does_not_find_is_an_error(
+    cards: int, asked: str, doubling: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime_library, "_card_count", lambda: cards)
+    with pytest.raises(EngineError, match=f"{asked} was asked for; NVIDIA's driver finds {cards} cards"):
+        open_engine(doubling, device=asked)
+
+
 @pytest.mark.parametrize("compute", ["bf16", "f16"])
 def test_a_precision_that_is_not_to_be_had_is_an_error(doubling: Path, compute: str) -> None:
     with pytest.raises(EngineError, match="f32"):
