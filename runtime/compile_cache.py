@@ -34,7 +34,7 @@ PLACE_VARIABLE = "EDGEREELS_CACHE"
 LIMIT_BYTES = 2 << 30  # the embedded package's graphs are 21 MB at one size and precision
 MAGIC = b"edgereels openvino graph 1\n"
 HEADER_BYTES = 256  # magic, key, digest, zeros: what follows stays aligned to cache lines
-BLOB, CRASH, ASIDE = ".graph", ".crash", ".partial"
+BLOB, CRASH, SAFE, ASIDE = ".graph", ".crash", ".safe", ".partial"
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -148,6 +148,15 @@ class CompileCache:
         with contextlib.suppress(OSError):
             self._write(path, json.dumps({"graph": graph, "signal": signal}).encode())
         return Crash(signal=signal, path=path)
+
+    def is_safe(self, key: str) -> bool:
+        """Tell whether a graph that the cache had no room for is known to compile without ending its process."""
+        return self._path(key, SAFE).exists()
+
+    def remember_safe(self, key: str) -> None:
+        """Remember that compiling went well."""
+        with contextlib.suppress(OSError):
+            self._write(self._path(key, SAFE), b"")
 
     def _path(self, key: str, ending: str) -> Path:
         return self.folder / f"{key}{ending}"

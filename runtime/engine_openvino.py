@@ -235,9 +235,9 @@ class OpenVinoEngine:
         signatures = dict.fromkeys(self._signature(each) for each in shapes)
         return [self._job(signature) for signature in signatures if signature not in self._runners]
 
-    def is_cached(self, job: CompileJob) -> bool:
-        """Tell whether the cache has it."""
-        return self._cache.has(job.key)
+    def is_known(self, job: CompileJob) -> bool:
+        """Tell whether the cache has it, or it was compiled before and is too large for the cache."""
+        return self._cache.has(job.key) or self._cache.is_safe(job.key)
 
     def take(self, job: CompileJob, *, made: Made | None) -> None:
         """Open a graph from the cache, or compile it where the cache has none; `made`: what the child said of it."""
@@ -257,7 +257,8 @@ class OpenVinoEngine:
             if not made:
                 self._note("cache_hit", graph=job.where)
             return compiled, blob
-        if not made and (again := compile_ahead([job]).get(job.key)):  # what was there was rejected
+        is_unknown = not made and not self._cache.is_safe(job.key)  # what was there was rejected
+        if is_unknown and (again := compile_ahead([job]).get(job.key)):
             return self._opened(job, made=again)
         # There was no room for it in the cache, or there can be no child process here.
         started_s = time.perf_counter()
@@ -329,6 +330,6 @@ def freeze_all(wanted: Sequence[tuple[OpenVinoEngine, Sequence[Shapes]]], *, pro
         EngineError: OpenVINO refuses a graph, ends its process over it, or lacks memory.
     """
     jobs = [(engine, job) for engine, shapes in wanted for job in engine.jobs(shapes)]
-    made = compile_ahead([job for engine, job in jobs if not engine.is_cached(job)], progress=progress)
+    made = compile_ahead([job for engine, job in jobs if not engine.is_known(job)], progress=progress)
     for engine, job in jobs:
         engine.take(job, made=made.get(job.key))

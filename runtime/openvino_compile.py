@@ -313,10 +313,13 @@ def _answer(job: CompileJob) -> dict[str, Any]:
         compiled = compile_here(job)
     except (EngineError, OSError) as error:
         return {"fault": " ".join(str(error).split())}
+    cache = CompileCache(Path(job.folder))
     try:
-        kept = CompileCache(Path(job.folder)).store(job.key, compiled.export_model().getbuffer())
+        kept = cache.store(job.key, compiled.export_model().getbuffer())
     except (RuntimeError, MemoryError):  # a device or a graph that can't be exported still runs
         kept = False
+    if not kept:
+        cache.remember_safe(job.key)
     return {"seconds": round(time.perf_counter() - started_s, 3), "kept": kept}
 
 

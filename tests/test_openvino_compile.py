@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgereels.runtime import openvino_compile
+from edgereels.runtime.compile_cache import CompileCache
 from edgereels.runtime.engine import Device, end_runs
 from edgereels.runtime.engine_openvino import OpenVinoEngine, freeze_all
 from edgereels.runtime.errors import EngineError
@@ -227,6 +228,27 @@ def test_many_graphs_share_one_child_and_progress_names_each(tmp_path: Path, mon
     freeze_all([(opened(tmp_path / f"{name}.onnx"), SHAPES) for name in names], progress=lambda *now: told.append(now))
     assert len(children) == 1, "everything was in the cache"
     assert len(told) == 4
+
+
+def test_a_graph_too_large_for_the_cache_is_tried_in_a_child_once(
+    doubling: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened(doubling)
+    (job,) = engine.jobs(SHAPES)
+    CompileCache(Path(job.folder)).remember_safe(job.key)  # as the child does
+    children = counted_children(monkeypatch)
+    engine.freeze(SHAPES)
+    assert not children
+    assert [(event["code"], event["isolated"]) for event in engine.events] == [("compiled", False)]
+
+
+def test_the_child_remembers_what_it_compiled_and_could_not_keep(
+    doubling: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = opened(doubling).jobs(SHAPES)
+    monkeypatch.setattr(CompileCache, "store", lambda self, key, blob: False)
+    assert not openvino_compile._answer(job)["kept"]
+    assert CompileCache(Path(job.folder)).is_safe(job.key)
 
 
 def test_what_openvino_refuses_is_one_line(tmp_path: Path) -> None:
