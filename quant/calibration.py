@@ -6,7 +6,7 @@ of it, so that a run costs hardly more memory than before. Samples fill a histog
 denoising step: the step of the published schedule that spans 0.84 of the noise counts for 0.84 of its error.
 
 The ways to choose a range from a histogram, compared on the embedded avatar with held-out windows, stand in
-docs/precision.md.
+docs/calibration.md.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -231,7 +231,7 @@ def quality(
 
 @pytest.mark.slow
 def test_the_default_way_is_the_best_on_the_embedded_demonstration(package: ModelPackage, tmp_path: Path) -> None:
-    """Held-out passes of the whole demonstration at full size: what docs/precision.md says of the three ways."""
+    """Held-out passes of the whole demonstration at full size: what docs/calibration.md says of the three ways."""
     made = record(package, scratch=tmp_path, threads=1)
     names = tuple(layer.name for layer in find_layers(read_model(package.graph_path("dit")), graph="dit"))
     seen = watch(
