@@ -65,8 +65,8 @@ def climb(
         threads: all engines together use at most this many; None: the cores this process may use.
         compute: arithmetic precision asked for the candidate.
         sound: a file, or samples at 16 kHz, at least two windows long; None: the embedded speech, silence, and the
-            speech again louder, 16.6 s.
-        size: (height, width) in pixels; None: the package's own, the cheapest of its table where it has no avatar.
+            speech again louder, 16.6 s, or two windows of it where the package has no avatar.
+        size: (height, width) in pixels; None: the package's own, that of the embedded face where it has no avatar.
         rungs: which of `RUNGS`; the others are left out, and their controls.
         prepared: what `prepare` made of the same reference, so that several engines share it; `sound` and `size` are
             then its own.

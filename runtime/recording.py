@@ -96,11 +96,15 @@ class Recording:
         return ((graph, sample.feeds) for graph, found in self.samples.items() for sample in found)
 
 
-def ladder_sound() -> Samples:
-    """Return the embedded speech, silence, and the same speech louder: 16.6 s."""
+def ladder_sound(length_s: float | None = None) -> Samples:
+    """Return the embedded speech, silence, and the same speech louder: 16.6 s, or that many around the silence."""
     speech = load_speech(DEMO_SPEECH)
     gain = min(LOUDER, 0.99 / max(float(np.abs(speech).max()), 1e-6))
-    return np.concatenate([speech, np.zeros(round(SILENCE_S * SAMPLE_RATE), np.float32), speech * np.float32(gain)])
+    whole = np.concatenate([speech, np.zeros(round(SILENCE_S * SAMPLE_RATE), np.float32), speech * np.float32(gain)])
+    if length_s is None:
+        return whole
+    start = max(0, (len(whole) - round(length_s * SAMPLE_RATE)) // 2)
+    return whole[start : len(whole) - start]
 
 
 def prepare_trial(
@@ -110,26 +114,31 @@ def prepare_trial(
 
     Args:
         package: the reference.
-        sound: a file or samples at 16 kHz; None: `ladder_sound`.
-        size: (height, width); None: the package's own, the cheapest of its table where it brings no avatar.
+        sound: a file or samples at 16 kHz; None: `ladder_sound`, cut to two windows where the package has no avatar.
+        size: (height, width); None: the package's own, that of the embedded face where it has no avatar.
 
     Raises:
         UsageError: the sound is shorter than two windows.
         PackageError: a subnetwork is missing.
     """
     package.require("audio_encoder", "vae_encoder", "vae_decoder", "dit", "finish")
-    samples = ladder_sound() if sound is None else sound if isinstance(sound, np.ndarray) else load_speech(sound)
-    manifest, own = package.manifest, package.manifest.settings
+    own = package.manifest.settings
+    if sound is None:
+        least = 2 * own.window - own.motion - own.drop
+        samples = ladder_sound(None if package.manifest.avatars else (least + 1) / own.fps)
+    else:
+        samples = sound if isinstance(sound, np.ndarray) else load_speech(sound)
     made = plan(video_frame_count(len(samples), fps=own.fps), window=own.window, motion=own.motion, drop=own.drop)
     if len(made.windows) < 2:
         least = 2 * own.window - own.motion - own.drop
         raise UsageError(f"the sound has {made.audio_frames} frames; a ladder needs two windows, {least} frames")
-    if manifest.avatars:
+    if package.manifest.avatars:
         return Trial(samples, None, size, _own_prompts(package), made)
     embedded = ModelPackage.open("default", verify="size")
     face = read_avatar(embedded.avatar_path(next(iter(embedded.manifest.avatars))))
-    cheapest = min(manifest.sizes[manifest.default_size].values(), key=lambda sides: sides[0] * sides[1])
-    return Trial(samples, Avatar(name=face.name, portrait=face.portrait), size or cheapest, _own_prompts(package), made)
+    (its_size,) = embedded.manifest.sizes[embedded.manifest.default_size].values()
+    stranger = Avatar(name=face.name, portrait=face.portrait)
+    return Trial(samples, stranger, size or its_size, _own_prompts(package), made)
 
 
 def _own_prompts(package: ModelPackage) -> dict[str, str]:
