@@ -45,9 +45,12 @@ def arguments(golden: Path, name: str) -> list[str]:
     return [str(part) for option in options.items() for part in option]
 
 
-def render(golden: Path, name: str, package: Path, folder: Path) -> npt.NDArray[np.uint8]:
+def render(
+    golden: Path, name: str, package: Path, folder: Path, *, device: str = "onnxruntime:CPU"
+) -> npt.NDArray[np.uint8]:
     out = folder / f"{name}.npy"
-    assert main(["render", "--package", str(package), "--frames", str(out), *arguments(golden, name)]) == 0
+    run = ["render", "--package", str(package), "--frames", str(out), "--device", device, "--compute", "f32"]
+    assert main([*run, *arguments(golden, name)]) == 0
     return np.load(out)
 
 
@@ -57,9 +60,12 @@ def agrees(ours: npt.NDArray[np.uint8], theirs: npt.NDArray[np.uint8]) -> bool:
     return bool(apart.max() <= MOST_LEVELS_APART and np.mean(apart == 0) >= SHARE_IDENTICAL)
 
 
+@pytest.mark.parametrize("device", ["onnxruntime:CPU", "openvino:CPU"])
 @pytest.mark.parametrize("name", SETS)
-def test_the_recorded_video_is_reproduced(name: str, golden: Path, tiny_package: Path, tmp_path: Path) -> None:
-    ours = render(golden, name, tiny_package, tmp_path)
+def test_the_recorded_video_is_reproduced(
+    name: str, device: str, golden: Path, tiny_package: Path, tmp_path: Path
+) -> None:
+    ours = render(golden, name, tiny_package, tmp_path, device=device)
     theirs = load_file(golden / "golden" / f"{name}.safetensors")["video"]
     assert ours.shape == theirs.shape
     assert agrees(ours, theirs)
