@@ -237,7 +237,7 @@ def windows(device: str, *, seed: int) -> list[np.ndarray]:
     from edgereels.runtime.command_demo import DEMO_SPEECH
 
     with AvatarSession.open("default", device=device, compute="f32") as session:
-        sound = load_speech(DEMO_SPEECH)[:48000]
+        sound = load_speech(DEMO_SPEECH)[:27000]  # two windows
         return [chunk.frames.astype(int) for chunk in session.stream(audio=sound, seed=seed)]
 
 
