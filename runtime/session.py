@@ -24,10 +24,11 @@ from .observe import Observe
 from .placement import Asked, OnCompile, Placement, check_device
 from .planner import Plan, check_settings, plan
 from .prepare import Preparation, find_avatar
+from .render_files import check_targets
 from .report import EngineReport, RenderReport
 from .sampler import Draws, RecordedDraws, SeededDraws, draw_shapes
 from .shapes import LATENT_CHANNELS, VAE_STRIDE, StreamSize, encoder_shapes, stream_shapes
-from .sinks import ArraySink, LinesSink, Mp4Sink, Sink, check_target, import_av
+from .sinks import ArraySink, LinesSink, Mp4Sink, Sink
 from .stream import Stream
 from .stream_settings import StreamSettings, as_usage, check_size
 from .tables import RopeGrid, rope_tables
@@ -233,7 +234,7 @@ class AvatarSession:
         """
         targets = {"out": out, "frames": frames, "trace": trace}
         made = {name: Path(path) for name, path in targets.items() if path is not None}
-        _check_targets(
+        check_targets(
             made, inputs={"audio": audio} | {name: arguments.get(name) for name in ("image", "avatar", "noise")}
         )
         record = Trace(keep=False)
@@ -285,7 +286,7 @@ class AvatarSession:
             PackageError: the package lacks something that this needs.
             UsageError: a size or a window that does not exist, or `out` is the picture.
         """
-        _check_targets({"out": Path(out)}, inputs={"image": image})
+        check_targets({"out": Path(out)}, inputs={"image": image})
         own = self.package.manifest.settings
         if window is None:
             window = own.window
@@ -436,27 +437,3 @@ def _draw_shapes(made: Plan, latent: tuple[int, int, int, int], *, steps: int) -
     motion_latents = [window.motion_latents for window in made.passes]
     injected = [count > 0 for count in motion_latents]
     return draw_shapes(injected, latent=latent, motion_latents=max(motion_latents), steps=steps)
-
-
-def _check_targets(made: Mapping[str, Path], *, inputs: Mapping[str, Any]) -> None:
-    """Refuse files that can't be written, and files of which one would replace another or what is read.
-
-    Raises:
-        OutputError: a folder is missing or closed, or a name belongs to something that is no file.
-        UsageError: two names mean the same file.
-    """
-    for path in made.values():
-        check_target(path)
-    taken = {_placed(Path(value)): name for name, value in inputs.items() if isinstance(value, str | Path)}
-    for name, path in made.items():
-        for used in (_placed(path), _placed(path.with_name(path.name + ".partial"))):
-            if used in taken:
-                raise UsageError(f"{name} and {taken[used]} both mean {used.name}; expected a file for each")
-            taken[used] = name
-    if "out" in made:
-        import_av()
-
-
-def _placed(path: Path) -> Path:
-    """Return a file's name in its real folder; a link is its own name, because it is what gets replaced."""
-    return path.parent.resolve() / path.name
