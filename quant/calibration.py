@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ..runtime.engine import Array, open_engine
-from ..runtime.errors import UsageError
+from ..runtime.errors import EngineError, UsageError
 from ..runtime.model_package import ModelPackage
 from .layers import Layer, find_layers, read_model
 from .rewrite import Range
@@ -184,9 +184,8 @@ def find_ranges(
         on_progress: called with (calls done, calls in all).
 
     Raises:
-        EngineError: a graph can't be run.
+        EngineError: a graph can't be run, or makes NaN or infinity.
         UsageError: there is no such method.
-        ValueError: an activation is NaN or infinite.
     """
     if method not in METHODS:
         raise UsageError(f"there is no way {method!r} to choose ranges; expected {', '.join(METHODS)}")
@@ -233,8 +232,9 @@ def watch(
             for layer in find_layers(model, graph=graph)
             if layer.activation and (wanted is None or (family(graph), layer.name) in wanted)
         ]
-        if here:
-            jobs.append((graph, model, here, [call for call in recording.calls[graph] if calls(call)]))
+        chosen = [call for call in recording.calls[graph] if calls(call)]
+        if here and chosen:
+            jobs.append((graph, model, here, chosen))
     total, done = sum(len(job[3]) for job in jobs), 0
     for graph, model, here, chosen in jobs:
         tensors = {layer.activation: found.get((family(graph), layer.name), Histogram()) for layer in here}
@@ -253,7 +253,9 @@ def _count(histogram: Histogram, seen: Mapping[str, Array], tensor: str, *, wher
     try:
         histogram.add(samples, low=float(low), high=float(high), weight=weight)
     except ValueError as error:
-        raise ValueError(f"{where} takes {error}; check the package with `edgereels verify`") from error
+        raise EngineError(
+            f"{where} takes {error}; expected numbers: check the package with `edgereels verify`"
+        ) from error
 
 
 def _run_watched(
@@ -266,8 +268,6 @@ def _run_watched(
     threads: int | None,
 ) -> Iterator[tuple[Call, dict[str, Array]]]:
     """Yield what every call makes of the watched tensors."""
-    if not calls:
-        return
     sizes_of_one = _run(workbench.write(f"{graph}.sizes", _with_sizes(model, tensors)), calls[:1], threads=threads)
     sizes = next(iter(list(sizes_of_one)))[1]
     strides = {tensor: stride_for(int(sizes[_names(tensor)[0]])) for tensor in tensors}

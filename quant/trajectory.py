@@ -23,6 +23,7 @@ from ..runtime.avatar import Avatar, read_avatar
 from ..runtime.chunks import WindowPlan
 from ..runtime.engine import Array, Engine, open_engine
 from ..runtime.errors import MediaError, PackageError, UsageError
+from ..runtime.image import load_portrait
 from ..runtime.manifest import Calibration
 from ..runtime.model_package import DEFAULT_PACKAGE, ModelPackage
 from ..runtime.package_files import sha256_of
@@ -258,6 +259,8 @@ def _faces(package: ModelPackage, pictures: Sequence[Path]) -> list[Path | Avata
         if not avatars:
             raise PackageError(f"{package.name} takes listed avatars only and lists none; export it again with one")
         return list(avatars)
+    for picture in pictures:
+        load_portrait(picture)  # so that a damaged one is found before an hour of rendering
     if pictures or avatars:
         return [*pictures] or [*avatars]
     embedded = ModelPackage.open("default", verify="size")

@@ -29,7 +29,7 @@ from edgereels.quant.plan import make_plan, read_graphs
 from edgereels.quant.recipes import BUILT_IN, Recipe, Rule
 from edgereels.quant.rewrite import Range
 from edgereels.quant.trajectory import Call, Recording, record
-from edgereels.runtime import ModelPackage, UsageError
+from edgereels.runtime import EngineError, ModelPackage, UsageError
 from edgereels.runtime.metrics import sqnr_db
 
 from .test_trajectory import speech, write_sound
@@ -181,7 +181,7 @@ def test_a_broken_activation_is_named(package: ModelPackage, recording: Recordin
     feeds["frames"][0, 0, 0, 0, 0] = np.nan
     save_file(feeds, tmp_path / "broken.safetensors")
     broken = replace(recording, calls={"vae_encoder_next": (replace(good, file=tmp_path / "broken.safetensors"),)})
-    with pytest.raises(ValueError, match=r"vae_encoder_next: .* takes values from"):
+    with pytest.raises(EngineError, match=r"vae_encoder_next: .* takes values from"):
         watch(package, broken, scratch=tmp_path, threads=1)
 
 

@@ -232,6 +232,11 @@ def not_a_sound(folder: Path) -> None:
     (folder / "a.wav").write_bytes(b"RIFF????WAVEnothing of the kind")
 
 
+def not_a_picture(folder: Path) -> None:
+    write_sound(folder / "a.wav", speech(3.0))
+    (folder / "x.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing of the kind")
+
+
 def not_numbers(folder: Path) -> None:
     samples = speech(3.0).astype("<f4")
     samples[RATE] = np.nan
@@ -255,8 +260,21 @@ def not_numbers(folder: Path) -> None:
         (a_blink, "expected at least 0.4 s"),
         (not_a_sound, "a.wav"),
         (not_numbers, "holds NaN or Inf"),
+        (not_a_picture, "x.png"),
     ],
-    ids=["no folder", "empty", "pictures", "silent", "faint", "one silent", "one window", "short", "damaged", "NaN"],
+    ids=[
+        "no folder",
+        "empty",
+        "pictures",
+        "silent",
+        "faint",
+        "one silent",
+        "one window",
+        "short",
+        "damaged",
+        "NaN",
+        "picture",
+    ],
 )
 def test_sounds_that_calibrate_nothing_are_refused_in_one_line_before_any_work(
     package: ModelPackage, tmp_path: Path, spoil: object, says: str
