@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`edgereels quantize` on the command line: what it prints, what it leaves, and its bad days."""
+
+import json
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgereels.quant import gate
+from edgereels.quant.recipes import parse_recipe
+from edgereels.runtime.cli import main as edgereels
+from edgereels.runtime.model_package import ModelPackage
+from edgereels.runtime.quality import read_quality
+
+from .layered_package import write_layered
+
+SPEECH_S = 6.0  # two windows of the embedded package
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package that can not render; not to be changed."""
+    return write_layered(tmp_path_factory.mktemp("command") / "layered").root
+
+
+def quantize(*words: str | Path) -> int:
+    return edgereels(["quantize", *map(str, words)])
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def write_sound(path: Path, samples: np.ndarray) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(np.clip(samples * 32767, -32768, 32767).astype("<i2").tobytes())
+
+
+def test_a_table_says_what_is_covered_and_how_much_smaller_it_is(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quantize(source, tmp_path / "out", "--recipe", "int4", "--no-gate") == 0
+    printed = capsys.readouterr()
+    rows = [line.split() for line in printed.out.splitlines() if line.startswith("dit ")]
+    assert [(row[1], row[2], row[-1]) for row in rows] == [("int4", "9", "0.141×"), ("int8", "3", "0.264×")]
+    assert "note: int8 instead of int4, inputs no multiple of 64: audio.odd" in printed.out
+    assert ModelPackage.open(tmp_path / "out").digest in printed.out.splitlines()[-1]
+    assert "was written unjudged: layered has no audio_encoder" in printed.err
+
+
+def test_json_is_for_machines(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert quantize(source, tmp_path / "out", "--recipe", "int8", "--no-gate", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["digest"] == ModelPackage.open(tmp_path / "out").digest
+    assert [row["form"] for row in printed["coverage"]] == ["int8"]
+    assert 0.25 < printed["coverage"][0]["ratio"] <= 0.30
+
+
+def test_progress_goes_to_stderr_where_it_is_asked_for(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quantize(source, tmp_path / "out", "--recipe", "int8", "--no-gate", "--progress") == 0
+    assert "weights 4 of 4" in capsys.readouterr().err
+
+
+def test_a_recipe_file_is_followed(source: Path, tmp_path: Path) -> None:
+    rule = {"graphs": ["dit*"], "layers": ["blocks.1.*"], "form": "int4"}
+    fields = {"format": "edgereels-recipe", "format_version": 1, "name": "mine", "rules": [rule]}
+    (tmp_path / "mine.json").write_text(json.dumps(fields))
+    assert quantize(source, tmp_path / "out", "--recipe", tmp_path / "mine.json", "--no-gate") == 0
+    found = ModelPackage.open(tmp_path / "out").manifest.quantization
+    assert found is not None
+    assert (found.recipe, found.covered.layers) == ("mine", 5)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--recipe", "int9"], 2, "expected fp16, bf16, int8"),
+        (["--recipe", "int8", "--budget-mb", "none"], 2, "expected a size in MB"),
+        ([], 2, "--recipe"),
+        (["--recipe", "int8"], 1, "has no audio_encoder, vae_encoder, finish and can not render"),
+        (["--recipe", "w8a8", "--no-gate"], 1, "has no audio_encoder"),
+    ],
+    ids=["unknown recipe", "no number", "no recipe", "gate of what can't render", "calibration of what can't render"],
+)
+def test_bad_days_are_one_line_and_leave_nothing(
+    words: list[str], code: int, said: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quantize(source, tmp_path / "out", *words) == code
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
+    assert names(tmp_path) == set()
+
+
+def test_a_target_that_exists_needs_force(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    assert quantize(source, tmp_path / "out", "--recipe", "int8", "--no-gate") == 1
+    assert "--force" in capsys.readouterr().err
+    assert quantize(source, tmp_path / "out", "--recipe", "int8", "--no-gate", "--force") == 0
+
+
+def test_a_quantized_package_is_no_source(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert quantize(source, tmp_path / "first", "--recipe", "int8", "--no-gate") == 0
+    assert quantize(tmp_path / "first", tmp_path / "second", "--recipe", "int4", "--no-gate") == 1
+    assert "quantize the package that it was made from" in capsys.readouterr().err
+    assert names(tmp_path) == {"first"}
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        (np.zeros(int(SPEECH_S * 16000)), "is silent"),
+        (np.random.default_rng(0).normal(0, 0.1, 4000), "0.4 s"),
+        (np.random.default_rng(0).normal(0, 0.1, 16000), "two windows"),
+    ],
+    ids=["silent", "shorter than anything", "shorter than two windows"],
+)
+def test_sounds_that_teach_nothing_are_refused(
+    samples: np.ndarray, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sounds").mkdir()
+    write_sound(tmp_path / "sounds" / "a.wav", samples)
+    out = tmp_path / "out"
+    assert quantize("default", out, "--recipe", "w8a8", "--calibration", tmp_path / "sounds", "--no-gate") == 1
+    assert said in capsys.readouterr().err
+    assert names(tmp_path) == {"sounds"}
+
+
+def test_without_an_engine_the_gate_says_what_to_install(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "find_spec", lambda _module: None)
+    assert quantize(source, tmp_path / "out", "--recipe", "int8") == 1
+    assert "pip install 'edgereels[cpu]'" in capsys.readouterr().err
+
+
+def test_without_onnx_the_extra_is_named(source: Path, tmp_path: Path) -> None:
+    program = f"""
+import sys
+sys.modules["onnx"] = None
+from edgereels.runtime.cli import main
+sys.exit(main(["quantize", {str(source)!r}, {str(tmp_path / "out")!r}, "--recipe", "int8"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "edgereels[quant]" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_needs_no_onnx() -> None:
+    program = """
+import sys
+sys.modules["onnx"] = None
+from edgereels.runtime.cli import main
+sys.exit(main(["quantize", "--help"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--calibration DIR" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["int8", "w8a8"])
+def test_the_embedded_package_passes_its_gate_on_every_engine(recipe: str, tmp_path: Path) -> None:
+    assert quantize("default", tmp_path / "out", "--recipe", recipe) == 0
+    package = ModelPackage.open(tmp_path / "out")
+    ladders = read_quality(package)
+    assert [ladder.verdict for ladder in ladders] == ["passed"] * len(gate.installed_devices())
+    assert all(ladder.matches(package) for ladder in ladders)
+    found = package.manifest.quantization
+    assert found is not None
+    assert found.covered.size_bytes <= 0.30 * found.covered.fp32_bytes
+    assert (found.calibration is not None) == (recipe == "w8a8")
+
+
+@pytest.mark.slow
+def test_a_search_writes_a_recipe_that_replays(tmp_path: Path) -> None:
+    words = ("--recipe", "int8", "--no-gate", "--budget-mb", "11", "--write-recipe", tmp_path / "found.json")
+    assert quantize("default", tmp_path / "searched", *words) == 0
+    package = ModelPackage.open(tmp_path / "searched")
+    assert sum(entry.size_bytes for name, entry in package.manifest.files.items() if name != "quality.json") <= 11e6
+    recipe = parse_recipe((tmp_path / "found.json").read_bytes(), where="found")
+    assert quantize("default", tmp_path / "again", "--recipe", tmp_path / "found.json", "--no-gate") == 0
+    again = ModelPackage.open(tmp_path / "again")
+    weights = [{name for name in found.manifest.files if name.startswith("weights/")} for found in (package, again)]
+    assert weights[0] == weights[1]
+    assert recipe.rules[0].form == "keep"
