@@ -5,8 +5,9 @@ Which line of the tensor table holds for a graph follows from how its weights ar
 in: the coarser of the two. The lines for frames, seams, colours and lips hold for every candidate.
 """
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -104,10 +105,28 @@ TENSOR_GATES: Mapping[str, Mapping[str, Gate]] = {
 """Class, then subnetwork (`OTHER`: any that is not named), to the gate of its graphs."""
 
 
-def tensor_gate(kind: str, subnetwork: str) -> Gate:
-    """Return the gate of a graph in a class of `CLASSES`."""
+BF16_ROOM = 2.0
+"""How much worse than PyTorch's own bfloat16 an engine's may be: that was measured on one set of inputs, gates look at
+the worst of many. OpenVINO on a CPU: at most 1.4 times with random weights; the embedded package at most 2.0, but for two
+graphs below 1."""
+
+
+def tensor_gate(kind: str, subnetwork: str, *, bf16_rel_l2: float | None = None) -> Gate:
+    """Return the gate of a graph.
+
+    Args:
+        kind: its class, of `CLASSES`.
+        subnetwork: what it belongs to.
+        bf16_rel_l2: what PyTorch's bfloat16 costs the graph, where its engine computes in bfloat16: nothing can be
+            asked of an engine that the format does not hold.
+    """
     gates = TENSOR_GATES[kind]
-    return gates.get(subnetwork, gates[OTHER])
+    gate = gates.get(subnetwork, gates[OTHER])
+    if kind != HALF or not bf16_rel_l2:
+        return gate
+    limit = -20 * math.log10(BF16_ROOM * bf16_rel_l2)
+    reason = f"PyTorch's own bfloat16 is at {-20 * math.log10(bf16_rel_l2):.1f} dB: twice its noise"
+    return gate if limit >= gate.limit else replace(gate, limit=limit, reason=reason)
 
 
 def class_of(

@@ -190,7 +190,9 @@ class _Findings:
             precision=self.got[graph].precision,
             reference_storage=self.reference.manifest.precision,
         )
-        return gates.tensor_gate(kind, self.candidate.graph(graph).subnetwork)
+        entry, in_bf16 = self.candidate.graph(graph), self.got[graph].precision == "bf16"
+        cost = entry.parity.bf16_rel_l2 if entry.parity and in_bf16 else None
+        return gates.tensor_gate(kind, entry.subnetwork, bf16_rel_l2=cost)
 
     @property
     def fps(self) -> float:

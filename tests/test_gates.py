@@ -72,6 +72,14 @@ def test_the_table_is_the_published_one(kind: str, subnetwork: str, metric: str,
     assert gate.reason
 
 
+def test_bfloat16_is_not_asked_for_more_than_pytorchs_gives() -> None:
+    assert gates.tensor_gate(gates.HALF, "vae_decoder", bf16_rel_l2=1e-3).limit == 40  # 60 dB: the table is wider
+    weak = gates.tensor_gate(gates.HALF, "vae_decoder", bf16_rel_l2=0.01)  # 40 dB
+    assert weak.limit == pytest.approx(40 - 6.02, abs=0.01) and "40.0 dB" in weak.reason
+    assert gates.tensor_gate(gates.SAME, "vae_decoder", bf16_rel_l2=0.01).limit == 1e-4
+    assert gates.tensor_gate(gates.W8, "vae_decoder", bf16_rel_l2=0.01).limit == 35
+
+
 @pytest.mark.parametrize(
     ("form", "kind"),
     [
