@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
+from .recipe_packages import NONE
+
 MISSING = "–"
 
 
@@ -73,3 +75,8 @@ def yes(is_met: bool) -> str:
 def sentence_list(items: Sequence[str]) -> str:
     """Return "a, b and c"."""
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else "none"
+
+
+def named(recipe: str) -> str:
+    """Return a recipe as the tables call it."""
+    return "none (as exported)" if recipe == NONE else recipe

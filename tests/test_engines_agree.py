@@ -37,9 +37,9 @@ def test_a_level_here_and_there_agrees_and_a_shifted_window_does_not() -> None:
     theirs = generator.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     ours = theirs.copy()
     assert compare(ours, theirs, index=0) == Window(0, 4, 0, 0.0, 200.0)
-    ours.flat[::40] ^= 1
+    ours.flat[::1000] ^= 1
     almost = compare(ours, theirs, index=0)
-    assert (almost.levels, almost.share) == (1, pytest.approx(1 / 40, rel=0.01))
+    assert (almost.levels, almost.share) == (1, pytest.approx(1 / 1000, rel=0.1))
     assert almost.agrees
     assert not compare(np.roll(theirs, 1, axis=2), theirs, index=0).agrees
 
