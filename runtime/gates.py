@@ -107,8 +107,8 @@ TENSOR_GATES: Mapping[str, Mapping[str, Gate]] = {
 
 BF16_ROOM = 2.0
 """How much worse than PyTorch's own bfloat16 an engine's may be: that was measured on one set of inputs, gates look at
-the worst of many. OpenVINO on a CPU: at most 1.4 times with random weights; the embedded package at most 2.0, but for two
-graphs below 1."""
+the worst of many. OpenVINO on a CPU: at most 1.4 times with random weights; the embedded package at most 2.0, most of
+its graphs below 1."""
 
 
 def tensor_gate(kind: str, subnetwork: str, *, bf16_rel_l2: float | None = None) -> Gate:
