@@ -49,14 +49,17 @@ OPENVINO = "openvino"
 TOLERANCES: Mapping[str, Tolerance] = {
     "fp16": Tolerance(0.003, 0.03, "weights rounded to 10 bits of mantissa: at least 50 dB"),
     "bf16": Tolerance(0.018, 0.18, "weights rounded to 7 bits of mantissa: at least 35 dB", levels=2),
-    "int8": Tolerance(0.032, 0.32, "weights rounded to int8 per channel: at least 30 dB", levels=4),
-    "int8-dynamic": Tolerance(0.056, 0.56, "weights and activations rounded to int8: at least 25 dB", levels=8),
-    "int4": Tolerance(0.25, 1.0, "weights rounded to int4 in blocks of 64: at least 12 dB", levels=16),
-    "int8-static": Tolerance(
-        0.5, 2.0, "int8 with ranges of speech, which these inputs are not: at least 6 dB", levels=16
-    ),
+    "int8": Tolerance(0.056, 0.56, "weights rounded to int8 per channel: at least 25 dB", levels=4),
+    "int8-dynamic": Tolerance(0.1, 1.0, "weights and activations rounded to int8: at least 20 dB", levels=8),
+    "int4": Tolerance(0.4, 2.0, "weights rounded to int4 in blocks of 64: at least 8 dB", levels=16),
+    "int8-static": Tolerance(0.5, 2.0, "int8, ranges of speech, which these inputs are not: at least 6 dB", levels=16),
 }
-"""What a golden comparison allows a graph that holds a form; the widest of its forms counts."""
+"""What a golden comparison allows a graph that holds a form; the widest of its forms counts.
+
+Golden inputs are synthetic and networks may be deep, so this tells a wrong graph from a right one (a wrong scale or
+axis is off by 1 and more), and the quality ladder tells how good it is. The farthest seen: int8 0.029 and int4 0.24,
+both of random weights, and int8-static 0.33.
+"""
 
 
 @dataclass(frozen=True)
