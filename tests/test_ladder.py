@@ -2,6 +2,8 @@
 """The quality ladder: a reference passes against itself, a damaged candidate fails where it is damaged, and faults made
 on purpose are caught, or the ladder is refused."""
 
+import json
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ import onnx
 import pytest
 
 from edgereels.runtime import controls, metrics
+from edgereels.runtime.cli import main as edgereels
 from edgereels.runtime.errors import UsageError, VerificationError
 from edgereels.runtime.gates import GateResult
 from edgereels.runtime.ladder import RUNGS, Prepared, climb, clip_figures, figures_of, prepare
 from edgereels.runtime.model_package import ModelPackage
 from edgereels.runtime.placement import Asked
-from edgereels.runtime.quality import FAILED, PASSED, Quality
+from edgereels.runtime.quality import FAILED, PASSED, Quality, quality_bytes
 from edgereels.runtime.recording import Recording, Sample, ladder_sound, prepare_trial, record
 
 from .package_examples import change_manifest, copy_of, replace_file
@@ -97,6 +100,16 @@ def test_each_graph_is_fed_from_the_whole_trajectory(itself: Quality) -> None:
     assert min(count for graph, count in inputs.items() if graph != "dit_time") >= 8
 
 
+def test_the_document_names_every_field(itself: Quality) -> None:
+    document = (Path(__file__).parents[1] / "docs" / "quality.md").read_text(encoding="utf-8")
+    (ladder,) = json.loads(quality_bytes([itself]))["ladders"]
+    tables = [ladder, ladder["engine"], ladder["counts"], ladder["gates"][0], ladder["controls"][0]]
+    tables += [ladder["rungs"], ladder["rungs"]["graph"][0], ladder["rungs"]["window"], ladder["rungs"]["clip"]]
+    names = {name for table in tables for name in table if not name.startswith("worst_") or name in document}
+    missing = [name for name in names if f"`{name}`" not in document]
+    assert not missing
+
+
 @pytest.mark.parametrize("graph", ["vae_encoder_next", "vae_decoder_next"])
 def test_a_damaged_graph_fails_at_its_own_place(reference: ModelPackage, tmp_path: Path, graph: str) -> None:
     candidate = damaged(reference.root, tmp_path / "damaged", graph=graph, scale=1.01)
@@ -170,6 +183,22 @@ def test_openvino_is_held_against_onnx_runtime(reference: ModelPackage) -> None:
     assert found.verdict == PASSED, found.misses
     assert found.engine["library"] == "openvino"
     assert 0 < max(row["rel_l2"] for row in found.rungs["graph"]) < 1e-5  # other kernels, the same arithmetic
+
+
+def test_the_command_line_climbs_and_says_where_a_gate_is_missed(
+    reference: ModelPackage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = tmp_path / "speech.wav"
+    with wave.open(str(sound), "wb") as stream:
+        stream.setparams((1, 2, 16000, 0, "NONE", ""))
+        stream.writeframes((speech() * 32767).astype("<i2").tobytes())
+    options = ["--ladder", "--device", "onnxruntime:CPU", "--threads", "1", "--audio", str(sound)]
+    assert edgereels(["verify", str(reference.root), *options]) == 0
+    assert "passed: " in capsys.readouterr().out
+    candidate = damaged(reference.root, tmp_path / "damaged", graph="vae_decoder_next", scale=1.01)
+    options += ["--reference", str(reference.root), "--rungs", "graph"]
+    assert edgereels(["verify", str(candidate.root), *options]) == 1
+    assert "edgereels verify: graph: vae_decoder_next: rel_l2 0.0" in capsys.readouterr().err
 
 
 # ── The embedded package ─────────────────────────────────────────────────────────────────────────────────────────────
