@@ -228,8 +228,7 @@ def table(quality: Quality) -> str:
         if rung in quality.rungs:
             lines += [f"{rung}: " + "  ".join(_figure(*item) for item in quality.rungs[rung].items()), ""]
     if quality.rehearsal:
-        worst = max(quality.rehearsal, key=lambda entry: entry["largest"])
-        lines += [f"16-bit rehearsal: largest value {worst['largest']:.4g} at {worst['graph']}: {worst['where']}", ""]
+        lines += [_rehearsal_line(quality.rehearsal), ""]
     lines += [_control_line(control) for control in quality.controls]
     passed = sum(gate.passed for gate in quality.gates)
     lines += ["", f"{quality.verdict}: {passed} of {len(quality.gates)} gates; against sha256:{quality.source[:16]}"]
@@ -264,6 +263,16 @@ def _figure(name: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"{name} [" + ", ".join(f"{part:.3g}" for part in value) + "]"
     return f"{name} {value}"
+
+
+def _rehearsal_line(rehearsal: Sequence[Mapping[str, Any]]) -> str:
+    worst = max(rehearsal, key=lambda entry: entry["largest"])
+    inside = max(entry["inside"] for entry in rehearsal)
+    verdict = "ok" if all(entry["passed"] for entry in rehearsal) else "TOO LARGE"
+    return (
+        f"16-bit rehearsal: largest value {worst['largest']:.4g} of {worst['limit']:g} at {worst['graph']}, "
+        f"{worst['where']}: {verdict}; squares inside a norm up to {inside:.2g}"
+    )
 
 
 def _control_line(control: ControlResult) -> str:

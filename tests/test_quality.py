@@ -113,6 +113,12 @@ def test_the_text_names_gates_figures_and_controls(tmp_path: Path) -> None:
     assert "failed: 0 of 1 gates; against sha256:abababababababab" in text
 
 
+def test_the_text_tells_what_a_rehearsal_found(tmp_path: Path) -> None:
+    entry = {"graph": "dit", "largest": 20000.0, "where": "Mul noise", "limit": 16000.0, "inside": 4e8, "passed": False}
+    text = quality.table(replace(ladder(write_package(tmp_path / "tiny")), rehearsal=(entry,)))
+    assert "largest value 2e+04 of 16000 at dit, Mul noise: TOO LARGE; squares inside a norm up to 4e+08" in text
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
