@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..runtime.manifest import LIBRARIES
 from ..runtime.model_package import ModelPackage
 from .layers import ELEMENT_BYTES, Layer
 from .plan import Plan
@@ -27,6 +28,10 @@ _PARTS_OF_NAMES = frozenset(
 
 _EMBEDDINGS = frozenset({"text_embedding", "img_emb", "time_embedding", "time_projection"})
 """Parts of the transformer before its blocks whose layers are numbered."""
+
+
+QUALITY_BYTES = 1 << 16
+"""Of the quality record of two engines; 38 kB for the embedded package."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,30 @@ class Candidates:
                     changed[name] = None
         return tuple(changed)
 
+    @property
+    def fixed_bytes(self) -> int:
+        """What the package grows by whatever parts are taken, at most; below 0 where it shrinks.
+
+        Graphs grow, above all by OpenVINO's siblings (0.4 MB of 14 in the embedded package), the quality record comes
+        along, and layers that are not measured shrink.
+        """
+        sizes = self._package.manifest.files
+        grown = QUALITY_BYTES
+        for name, graph in self._graphs.items():
+            libraries = LIBRARIES if graph.has_sibling else LIBRARIES[:1]
+            for library in libraries:
+                model = rewrite(graph.source.model, graph.decided[library], place=_somewhere)
+                grown += model.ByteSize()
+            grown -= sizes[self._package.graph(name).file].size_bytes
+        measured = frozenset[tuple[str, str]]().union(*(part.keys for part in self.parts))
+        others = {
+            choice.layer.stored: _bytes(choice)
+            for name, graph in self._graphs.items()
+            for choice in self._choices(name)
+            if choice.rule.form != KEEP.form and (graph.source.subnetwork, choice.layer.name) not in measured
+        }
+        return grown + sum(after - before for before, after in others.values())
+
     def write(self, parts: Collection[Part]) -> dict[str, Path]:
         """Return graph to a file in which these parts are quantized, for those graphs that this changes."""
         wanted = frozenset[tuple[str, str]]().union(*(part.keys for part in parts))
@@ -160,6 +189,12 @@ class Candidates:
             location = self._workbench.add_weights(content)
             self._written[key] = named(slots, location=location)[key]
         return self._written[key]
+
+
+def _somewhere(layer: Layer, storage: Storage) -> StoredWeight:
+    """Return a place as long to write down as a real one."""
+    key = (layer.stored, storage)
+    return named(lay_out({layer.stored: (storage,)}), location=f"weights/{'0' * 64}.bin")[key]
 
 
 def _bytes(choice: Decided) -> tuple[int, int]:

@@ -47,9 +47,9 @@ def _sums(curve: Curve) -> list[str]:
 
 def _choice(curve: Curve) -> list[str]:
     left = [f"{one.part.subnetwork} {one.part.name}" for one in curve.ranked[curve.chosen.parts :]]
-    size = (curve.package_bytes - curve.chosen.saved_bytes) / 1e6
+    size = (curve.unsaved_bytes - curve.chosen.saved_bytes) / 1e6
     lines = [
-        f"{curve.recipe.name}: {curve.chosen.parts} of {len(curve.ranked)} parts, {size:.2f} MB instead of "
+        f"{curve.recipe.name}: {curve.chosen.parts} of {len(curve.ranked)} parts, about {size:.2f} MB instead of "
         f"{curve.package_bytes / 1e6:.2f} MB, {curve.chosen.harm.worst_db:.1f} dB in the worst region",
         f"kept as they are: {', '.join(left) or 'none'}",
     ]

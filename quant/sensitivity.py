@@ -109,6 +109,8 @@ class Curve:
     """Replays it."""
     package_bytes: int
     """Of the whole package as it is."""
+    unsaved_bytes: int
+    """The same with graphs and records as the recipe needs them, and nothing saved yet."""
     unmeasured: tuple[str, ...]
     """Graphs that the recipe changes and a render doesn't run; they are as the recipe says, whatever the budget."""
 
@@ -132,6 +134,7 @@ def read_curve(fields: Mapping[str, Any]) -> Curve:
         chosen=point(fields["chosen"]),
         recipe=parse_recipe(json.dumps(fields["recipe"]).encode(), where="the recipe of a curve"),
         package_bytes=fields["package_bytes"],
+        unsaved_bytes=fields["unsaved_bytes"],
         unmeasured=tuple(fields["unmeasured"]),
     )
 
@@ -193,19 +196,21 @@ def search(
             tell(f"the {count} least harmful parts together")
             taken = [one.part for one in ranked[:count]]
             points.append(Point(count, sum(part.saved_bytes for part in taken), judge.harm(taken)))
-        package_bytes = sum(entry.size_bytes for entry in package.manifest.files.values())
+        size_bytes = sum(entry.size_bytes for entry in package.manifest.files.values())
+        unsaved_bytes = size_bytes + candidates.fixed_bytes
         if budget_bytes is None:
             default = LEAST_RELATIVE_DB if package.manifest.mouth_box is None else LEAST_DB
             chosen = _within_error(points, default if least_db is None else least_db)
         else:
-            chosen = _within_size(points, ranked, package_bytes - budget_bytes, package_bytes, judge, tell)
+            chosen = _within_size(points, ranked, unsaved_bytes, budget_bytes, judge, tell)
     left = [one.part for one in ranked[chosen.parts :]]
     return Curve(
         ranked=tuple(ranked),
         points=tuple(sorted({point.parts: point for point in [*points, chosen]}.values(), key=lambda p: p.parts)),
         chosen=chosen,
         recipe=keeping(recipe, left, name=f"{recipe.name}-searched"),
-        package_bytes=package_bytes,
+        package_bytes=size_bytes,
+        unsaved_bytes=unsaved_bytes,
         unmeasured=candidates.unmeasured,
     )
 
@@ -256,18 +261,18 @@ def _within_error(points: Sequence[Point], least_db: float) -> Point:
 def _within_size(
     points: Sequence[Point],
     ranked: Sequence[Ranked],
-    wanted_bytes: int,
-    package_bytes: int,
+    unsaved_bytes: int,
+    budget_bytes: int,
     judge: "_Judge",
     tell: Progress,
 ) -> Point:
-    """Return the fewest parts that save so much; measured now where that sum was not measured before."""
+    """Return the fewest parts with which the package fits the budget; measured now where that sum was not before."""
     saved, count = 0, 0
-    while saved < wanted_bytes:
+    while unsaved_bytes - saved > budget_bytes:
         if count == len(ranked) or ranked[count].part.saved_bytes <= 0:
             raise UsageError(
-                f"with every part quantized the package takes {(package_bytes - saved) / 1e6:.2f} MB; the budget is "
-                f"{(package_bytes - wanted_bytes) / 1e6:.2f} MB: allow more, or take a recipe with fewer bits"
+                f"with every part quantized the package takes {(unsaved_bytes - saved) / 1e6:.2f} MB; the budget is "
+                f"{budget_bytes / 1e6:.2f} MB: allow more, or take a recipe with fewer bits"
             )
         saved += ranked[count].part.saved_bytes
         count += 1

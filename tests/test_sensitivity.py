@@ -228,12 +228,15 @@ def test_a_size_budget_takes_no_more_parts_than_it_needs(
     package: ModelPackage, recording: Recording, curve: Curve, tmp_path: Path
 ) -> None:
     convolutions = Recipe("convolutions", (Rule(("vae_decoder*",), MIXED.rules[1].layers, ("Conv",), "int8"),))
-    saved = {one.part.name: one.part.saved_bytes for one in curve.ranked}
-    budget = curve.package_bytes - saved["decoder.middle.1"]
-    found = search(package, recording, recipe=convolutions, scratch=tmp_path, budget_bytes=budget, scenes=1, threads=1)
+    (first,) = (one.part.saved_bytes for one in curve.ranked if one.part.name == "decoder.middle.1")
+    size = curve.package_bytes
+    found = search(
+        package, recording, recipe=convolutions, scratch=tmp_path, budget_bytes=size + 60_000, scenes=1, threads=1
+    )
     assert [one.part.name for one in found.ranked] == ["decoder.middle.1", "decoder.head.2"]
-    assert found.chosen.parts == 1
-    assert curve.package_bytes - found.chosen.saved_bytes == budget
+    assert found.chosen.parts == 1  # 66 kB of records and a little of graphs are more than that part saves
+    assert size < found.unsaved_bytes <= size + 60_000 + first
+    assert curve.unsaved_bytes > found.unsaved_bytes  # static forms need more nodes
 
 
 @pytest.mark.parametrize(
