@@ -4,6 +4,7 @@ on purpose are caught, or the ladder is refused."""
 
 import json
 import wave
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from edgereels.runtime import controls, metrics
 from edgereels.runtime.cli import main as edgereels
 from edgereels.runtime.errors import UsageError, VerificationError
 from edgereels.runtime.gates import GateResult
-from edgereels.runtime.ladder import RUNGS, Prepared, climb, clip_figures, figures_of, prepare
+from edgereels.runtime.ladder import RUNGS, Prepared, climb, prepare
 from edgereels.runtime.model_package import ModelPackage
 from edgereels.runtime.placement import Asked
 from edgereels.runtime.quality import FAILED, PASSED, Quality, quality_bytes
 from edgereels.runtime.recording import Recording, Sample, ladder_sound, prepare_trial, record
+from edgereels.runtime.rungs import clip_figures, figures_of
 
 from .package_examples import change_manifest, copy_of, replace_file
 from .stand_in_package import write_stand_in
@@ -170,6 +172,8 @@ def test_engines_share_what_the_reference_prepared(reference: ModelPackage, itse
     other = damaged(reference.root, tmp_path / "other", graph="vae_decoder_next", scale=1.01)
     with pytest.raises(UsageError, match="of another package"):
         climbed(other, other, prepared=prepared)
+    with pytest.raises(UsageError, match="no window"):
+        climbed(reference, reference, prepared=replace(prepared, window_latents=()))
 
 
 def test_a_package_of_another_network_is_no_candidate(reference: ModelPackage, tmp_path: Path) -> None:
