@@ -72,7 +72,7 @@ def _threads(run: Run, recipe: str, device: str, count: int) -> dict[str, Any]:
         worker.ask("run")
         stop = threading.Event()
         seen: list[int] = []
-        sampler = threading.Thread(target=_sample, args=(worker.pid, stop, seen))
+        sampler = threading.Thread(target=sample, args=(worker.pid, stop, seen))
         sampler.start()
         try:
             busy = worker.ask("busy_threads")
@@ -83,7 +83,7 @@ def _threads(run: Run, recipe: str, device: str, count: int) -> dict[str, Any]:
     return busy | {"running_at_once": counts, "obeyed": busy["mean"] <= MOST_THREADS * count}
 
 
-def _sample(pid: int, stop: threading.Event, seen: list[int]) -> None:
+def sample(pid: int, stop: threading.Event, seen: list[int]) -> None:
     """Note how many threads of a process are running or ready to, every few milliseconds, until told to stop."""
     tasks = Path(f"/proc/{pid}/task")
     while not stop.wait(SAMPLING_S) and tasks.is_dir():

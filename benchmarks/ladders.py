@@ -37,18 +37,18 @@ def ladders(run: Run) -> dict[str, Any]:
         for engine in ENGINES:
             part = folder / f"{recipe}, {engine}.json"
             if not part.exists():
-                write_part(part, _ladder(run, recipe, engine))
+                write_part(part, climbed(run, recipe, engine))
                 print(part.name, file=sys.stderr, flush=True)
             found.setdefault(recipe, {})[engine] = read_part(part)
     return found
 
 
-def _ladder(run: Run, recipe: str, engine: str) -> dict[str, Any]:
+def climbed(run: Run, recipe: str, engine: str) -> dict[str, Any]:
     """Take what `quantize` recorded in the package, on this machine a moment ago; climb where it did not."""
     device, compute, environment = ENGINES[engine]
     recorded = ModelPackage.open(folder_of(run, recipe), verify="size").quality() or {}
     for ladder in recorded.get("ladders", []):
-        if not environment and _is_of(ladder["engine"], device=device, compute=compute):
+        if not environment and is_of(ladder["engine"], device=device, compute=compute):
             return {key: ladder[key] for key in KEPT} | {"recorded": True}
     options = ["--ladder", "--reference", run.package, "--device", device, "--compute", compute]
     options += ["--threads", str(run.threads), "--json"]
@@ -60,7 +60,7 @@ def _ladder(run: Run, recipe: str, engine: str) -> dict[str, Any]:
     return {key: ladder[key] for key in KEPT}
 
 
-def _is_of(engine: Mapping[str, Any], *, device: str, compute: str) -> bool:
+def is_of(engine: Mapping[str, Any], *, device: str, compute: str) -> bool:
     """Tell whether a record is of an engine; "auto" on ONNX Runtime's CPU is f32."""
     is_asked = engine["compute"] == compute or (engine["library"], engine["compute_got"]) == ("onnxruntime", "f32")
     return (engine["device"], engine["onednn_max_cpu_isa"]) == (device, None) and is_asked

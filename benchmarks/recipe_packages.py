@@ -50,17 +50,17 @@ def made(run: Run) -> tuple[str, ...]:
 def packages(run: Run) -> dict[str, Any]:
     """Make every package; return recipe to its size, what it covers, and how the gate went."""
     (run.work / "packages").mkdir(exist_ok=True)
-    found: dict[str, Any] = {NONE: _weighed(run, NONE)}
+    found: dict[str, Any] = {NONE: weighed(run, NONE)}
     for recipe in (*RECIPES, FOUND):
         record = run.work / "packages" / f"{recipe}.json"
         if not record.exists():
-            write_part(record, _make(run, recipe))
+            write_part(record, make(run, recipe))
         found[recipe] = read_part(record)
         print(f"{recipe}: {found[recipe].get('outcome')}", file=sys.stderr, flush=True)
     return found
 
 
-def _make(run: Run, recipe: str) -> dict[str, Any]:
+def make(run: Run, recipe: str) -> dict[str, Any]:
     """Quantize; where the gate is missed, say so and keep the package all the same."""
     options = ["--threads", str(run.threads), "--force", "--json"]
     wanted = [BEST, "--write-recipe", str(run.work / "found-recipe.json")] if recipe == FOUND else [recipe]
@@ -78,11 +78,12 @@ def _make(run: Run, recipe: str) -> dict[str, Any]:
         "outcome": outcome,
         "took_s": time.perf_counter() - start_s,
         **{key: told.get(key) for key in ("coverage", "notes", "quality", "recipe_followed")},
-        **_weighed(run, recipe),
+        **weighed(run, recipe),
     }
 
 
-def _weighed(run: Run, recipe: str) -> dict[str, Any]:
+def weighed(run: Run, recipe: str) -> dict[str, Any]:
+    """Return a package's digest, what it takes on disk, and what its recipe covers."""
     package = ModelPackage.open(folder_of(run, recipe), verify="size")
     manifest = package.manifest
     quantization = manifest.quantization
