@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgereels.quant.recipes import (
@@ -71,6 +72,12 @@ def test_the_built_in_recipes_cover_what_the_command_line_promises(
 def test_the_velocity_projection_stays_as_it_is(recipe: str) -> None:
     for engine in ("onnxruntime", "openvino"):
         assert form(BUILT_IN[recipe], graph="dit", layer="head.head", engine=engine) == "keep"
+
+
+def test_the_static_encoder_does_not_saturate_without_vnni() -> None:
+    rule = BUILT_IN["w8a8"].rule_for(graph="vae_encoder_next", layer="x", operator="Conv", engine="openvino")
+    assert (rule.form, rule.weight_bits) == ("int8-static", 7)
+    assert 255 * 63 * 2 <= np.iinfo(np.int16).max < 255 * 127 * 2  # two products of uint8 and int8 in one int16
 
 
 def test_the_first_rule_that_fits_decides() -> None:
