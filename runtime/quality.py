@@ -247,7 +247,9 @@ def _graph_lines(quality: Quality) -> list[str]:
 def _graph_line(row: Mapping[str, Any], *, rung: str, width: int, quality: Quality) -> str:
     gate = next((gate for gate in quality.gates if gate.rung == rung and gate.where == row["graph"]), None)
     ratio = row["of_bf16"]
-    verdict = "" if gate is None else f"{gate.metric} {gate.sense} {gate.limit:g}: {'ok' if gate.passed else 'MISSED'}"
+    verdict = (
+        "" if gate is None else f"{gate.metric} {gate.sense} {gate.limit:.4g}: {'ok' if gate.passed else 'MISSED'}"
+    )
     of_bf16 = "-" if ratio is None else f"{ratio:.2g}"
     return (
         f"{row['graph']:{width}}  {row['precision']:7}  {row['inputs']:3}  {row['sqnr_db']:6.1f}  "
