@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .diagnosis import Diagnosis, Gain, GraphRow, Need, diagnose
+from .doctor_diagnosis import Diagnosis, Gain, GraphRow, Need, diagnose
 from .engine_libraries import Library
 from .engine_wheels import Finding
 from .errors import PackageError

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
-from .compile_cache import OnEvent
+from .engine_openvino_cache import OnEvent
 
 Array = npt.NDArray[Any]
 Resident = Any
@@ -216,7 +216,7 @@ def require_device(device: str, *, siblings: bool = False) -> None:
     """
     asked = parse_device(device)
     if library_of(asked, siblings=siblings) == "openvino":
-        from .openvino_library import target_of
+        from .engine_openvino_library import target_of
 
         target_of(asked)
     else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cuda_driver import CudaDriver
+from .doctor_trial_process import Ask, ask_trial
 from .engine_wheels import (
     CUDA_WHEELS,
     EXTRAS,
@@ -18,7 +19,6 @@ from .engine_wheels import (
     wheel_findings,
 )
 from .machine import Processor
-from .trial_process import Ask, ask_trial
 
 LIBRARY_TIMEOUT_S = 60.0
 """For importing one library; 0.3 s is usual, antivirus software and cold disks take tens of seconds."""

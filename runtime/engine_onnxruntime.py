@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .engine import Device, Shapes, Value, endable, one_graph_at_a_time
-from .errors import EngineError
-from .onnxruntime_device import DeviceRuns
-from .onnxruntime_library import (
+from .engine_onnxruntime_device import DeviceRuns
+from .engine_onnxruntime_library import (
     CUDA,
     cuda_is_offered,
     failure_of,
@@ -19,6 +18,7 @@ from .onnxruntime_library import (
     require_device,
     session_options,
 )
+from .errors import EngineError
 
 __all__ = ["OnnxRuntimeEngine", "cuda_is_offered", "require_device"]
 

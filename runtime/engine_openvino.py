@@ -2,8 +2,8 @@
 """OpenVINO on CPUs, Intel GPUs and NPUs.
 
 A graph is compiled once for each set of input shapes that `freeze` names, and once for any shapes when others come:
-with fixed shapes it runs up to 1.9 times as fast. What was compiled is kept (`compile_cache`); what was never compiled
-before is compiled in a child process first (`openvino_compile`).
+with fixed shapes it runs up to 1.9 times as fast. What was compiled is kept (`engine_openvino_cache`); what was never
+compiled before is compiled in a child process first (`engine_openvino_compile`).
 
 **Who owns what.** Outputs of fixed shapes are written by OpenVINO straight into arrays that are handed to the caller:
 nothing is copied, and a later run never writes to an array that anybody still refers to. Values in `keep` are such
@@ -23,12 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from .compile_cache import Bytes, OnEvent, compile_key, open_cache
 from .engine import Array, Device, Shapes, Value, one_graph_at_a_time
-from .errors import EngineError, PackageError
-from .graph_identity import identify
-from .openvino_compile import CompileJob, Made, Progress, compile_ahead, compile_here
-from .openvino_library import (
+from .engine_openvino_cache import Bytes, OnEvent, compile_key, open_cache
+from .engine_openvino_compile import CompileJob, Made, Progress, compile_ahead, compile_here
+from .engine_openvino_library import (
     available_devices,
     chosen_precision,
     core,
@@ -44,7 +42,9 @@ from .openvino_library import (
     reason_of,
     target_of,
 )
-from .openvino_runner import RunEndedError, Runner
+from .engine_openvino_runner import RunEndedError, Runner
+from .errors import EngineError, PackageError
+from .graph_identity import identify
 
 __all__ = ["OpenVinoEngine", "available_devices", "device_facts", "freeze_all", "library_version"]
 
@@ -72,8 +72,8 @@ class OpenVinoEngine:
             graph: the .onnx file; its weights lie beside it.
             device: cpu, or openvino and one of its devices.
             threads: at most this many on a CPU.
-            compute: see `openvino_library.chosen_precision`.
-            cache: folder of compiled graphs; default: `compile_cache.cache_folder`.
+            compute: see `engine_openvino_library.chosen_precision`.
+            cache: folder of compiled graphs; default: `engine_openvino_cache.cache_folder`.
             on_event: told of compilations, cache hits and repairs as they happen; `events` keeps them too.
 
         Raises:

@@ -3,24 +3,24 @@
 
 The reference computes in float32; a candidate is another form of the same package (a recipe's), another engine, or
 both. Blocks and graphs are judged alone, on inputs that the reference recorded; window and clip run away from the same
-noise, which is what a viewer sees. Faults that are made on purpose go through the same gates (`controls`): a ladder
-that does not notice them is refused.
+noise, which is what a viewer sees. Faults that are made on purpose go through the same gates (`ladder_controls`): a
+ladder that does not notice them is refused.
 """
 
 import os
 from collections.abc import Collection
 from pathlib import Path
 
-from . import controls as faults
+from . import ladder_controls as faults
 from .engine import parse_device
 from .errors import UsageError
+from .ladder_recording import FIRST_PART, Recording, Trial, parts_of, prepare_trial, record
+from .ladder_rungs import Findings, Prepared, Progress, climb_clip, climb_tensors, climb_window, one_window
 from .machine import machine_facts
 from .metrics import Array
 from .model_package import ModelPackage
 from .placement import Asked
 from .quality import Quality, graph_digests, table
-from .recording import FIRST_PART, Recording, Trial, parts_of, prepare_trial, record
-from .rungs import Findings, Prepared, Progress, climb_clip, climb_tensors, climb_window, one_window
 from .verification import versions
 
 __all__ = ["RUNGS", "Prepared", "climb", "prepare", "table"]

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .errors import PackageError
-from .gates import AT_LEAST, AT_MOST, GateResult
+from .ladder_gates import AT_LEAST, AT_MOST, GateResult
 from .manifest import Manifest
 from .model_package import ModelPackage
 from .report import LIBRARY_NAMES

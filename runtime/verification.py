@@ -277,7 +277,7 @@ def _openvino_devices(verification: Verification) -> list[dict[str, Any]]:
     """Return what OpenVINO says of its devices, where it ran something."""
     if not any(check.library == "openvino" for check in verification.checks):
         return []
-    from .openvino_library import device_facts
+    from .engine_openvino_library import device_facts
 
     return [dict(facts) for facts in device_facts()]
 

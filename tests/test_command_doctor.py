@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from edgereels.runtime import command_doctor, diagnosis, engine_libraries
+from edgereels.runtime import command_doctor, engine_libraries
+from edgereels.runtime import doctor_diagnosis as diagnosis
 from edgereels.runtime.cli import main as edgereels
 from edgereels.runtime.command_doctor import advice, as_json, as_text
 from edgereels.runtime.cuda_driver import Card, CudaDriver
-from edgereels.runtime.diagnosis import Diagnosis, diagnose
+from edgereels.runtime.doctor_diagnosis import Diagnosis, diagnose
+from edgereels.runtime.doctor_trial_process import Answer
 from edgereels.runtime.machine import Memory
 from edgereels.runtime.model_package import ModelPackage
-from edgereels.runtime.trial_process import Answer
 
 from .stand_in_package import write_stand_in
 

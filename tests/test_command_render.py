@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from edgereels.runtime import onnxruntime_library
+from edgereels.runtime import engine_onnxruntime_library as onnxruntime_library
 from edgereels.runtime.cli import main
 
 from . import stand_in_package

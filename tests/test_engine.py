@@ -11,7 +11,7 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper
 
-from edgereels.runtime import onnxruntime_library
+from edgereels.runtime import engine_onnxruntime_library as onnxruntime_library
 from edgereels.runtime.engine import Device, Engine, bounded_threads, end_runs, open_engine, parse_device, usable_cores
 from edgereels.runtime.errors import EngineError
 

@@ -9,10 +9,10 @@ import pytest
 
 from edgereels.runtime import engine_libraries
 from edgereels.runtime.cuda_driver import Card, CudaDriver
+from edgereels.runtime.doctor_trial_process import Answer, ask_trial
 from edgereels.runtime.engine_libraries import Library, find_libraries, library_findings, machine_findings
 from edgereels.runtime.engine_wheels import Finding, installed_wheels, media_findings, wheel_findings
 from edgereels.runtime.machine import Processor
-from edgereels.runtime.trial_process import Answer, ask_trial
 
 NO_CUDA = CudaDriver(False, None, None, ())
 ONE_CARD = CudaDriver(True, "580.65", "13.0", (Card(0, "NVIDIA Stand-in", 24 << 30, 20 << 30, (8, 9)),))

@@ -12,11 +12,12 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgereels.runtime import AvatarSession, engine_onnxruntime, onnxruntime_library
+from edgereels.runtime import AvatarSession, engine_onnxruntime
+from edgereels.runtime import engine_onnxruntime_library as onnxruntime_library
 from edgereels.runtime.engine import Device, open_engine
 from edgereels.runtime.engine_onnxruntime import OnnxRuntimeEngine
+from edgereels.runtime.engine_onnxruntime_library import CUDA, import_onnxruntime
 from edgereels.runtime.errors import EngineError, MissingExtraError
-from edgereels.runtime.onnxruntime_library import CUDA, import_onnxruntime
 
 GROWING = """
 <ir_version: 10, opset_import: ["" : 23]>

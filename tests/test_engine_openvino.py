@@ -17,10 +17,11 @@ import onnx
 import onnx.parser
 import pytest
 
-from edgereels.runtime import openvino_library, openvino_runner
-from edgereels.runtime.compile_cache import HEADER_BYTES
+from edgereels.runtime import engine_openvino_library as openvino_library
+from edgereels.runtime import engine_openvino_runner as openvino_runner
 from edgereels.runtime.engine import Device, Engine, open_engine
 from edgereels.runtime.engine_openvino import OpenVinoEngine, available_devices, device_facts, freeze_all
+from edgereels.runtime.engine_openvino_cache import HEADER_BYTES
 from edgereels.runtime.errors import EngineError, MissingExtraError
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
@@ -496,7 +497,7 @@ def test_openvino_itself_would_use_flipped_weights(weighted: Path) -> None:
 
 def test_a_cached_graph_that_openvino_refuses_is_compiled_again(weighted: Path) -> None:
     """A file that is whole by its digest, and no graph."""
-    from edgereels.runtime.compile_cache import CompileCache
+    from edgereels.runtime.engine_openvino_cache import CompileCache
 
     engine = opened(weighted, cache=weighted.parent / "cache")
     (job,) = engine.jobs([{"x": (4, 64)}])

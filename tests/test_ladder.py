@@ -12,16 +12,17 @@ import numpy as np
 import onnx
 import pytest
 
-from edgereels.runtime import controls, metrics
+from edgereels.runtime import ladder_controls as controls
+from edgereels.runtime import metrics
 from edgereels.runtime.cli import main as edgereels
 from edgereels.runtime.errors import UsageError, VerificationError
-from edgereels.runtime.gates import GateResult
 from edgereels.runtime.ladder import RUNGS, Prepared, climb, prepare
+from edgereels.runtime.ladder_gates import GateResult
+from edgereels.runtime.ladder_recording import Recording, Sample, ladder_sound, prepare_trial, record
+from edgereels.runtime.ladder_rungs import clip_figures, figures_of
 from edgereels.runtime.model_package import ModelPackage
 from edgereels.runtime.placement import Asked
 from edgereels.runtime.quality import FAILED, PASSED, Quality, quality_bytes
-from edgereels.runtime.recording import Recording, Sample, ladder_sound, prepare_trial, record
-from edgereels.runtime.rungs import clip_figures, figures_of
 
 from .package_examples import change_manifest, copy_of, replace_file
 from .stand_in_package import write_stand_in

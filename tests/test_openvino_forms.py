@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgereels.runtime import openvino_library
+from edgereels.runtime import engine_openvino_library as openvino_library
 from edgereels.runtime.engine import Device
 from edgereels.runtime.engine_openvino import OpenVinoEngine
 from edgereels.runtime.graph_identity import DYNAMIC_ACTIVATIONS

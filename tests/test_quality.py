@@ -13,7 +13,7 @@ import pytest
 from edgereels.runtime import quality
 from edgereels.runtime.command_inspect import main as inspect
 from edgereels.runtime.errors import PackageError
-from edgereels.runtime.gates import AT_LEAST, Gate, check
+from edgereels.runtime.ladder_gates import AT_LEAST, Gate, check
 from edgereels.runtime.model_package import ModelPackage
 from edgereels.runtime.quality import FAILED, PASSED, UNMEASURED, ControlResult, Quality, graph_digests
 

@@ -24,8 +24,8 @@ from edgereels.quant.recipes import BUILT_IN, Recipe, Rule, parse_recipe, recipe
 from edgereels.quant.request import Request
 from edgereels.quant.rewrite import Range
 from edgereels.runtime.errors import PackageError, UsageError, VerificationError
-from edgereels.runtime.gates import GateResult
 from edgereels.runtime.golden import load_golden
+from edgereels.runtime.ladder_gates import GateResult
 from edgereels.runtime.model_package import ModelPackage
 from edgereels.runtime.package_files import sha256_of
 from edgereels.runtime.quality import Quality, read_quality

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from .engine import Array, endable
+from .engine_openvino_library import import_openvino
 from .errors import EngineError
-from .openvino_library import import_openvino
 
 POLL_MS = 50  # how long Ctrl-C waits; polling costs 20 wake-ups a second and nothing else
 GRACE_MS = 500  # what is waited for a run that nobody wants any more

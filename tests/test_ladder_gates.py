@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from edgereels.runtime import gates
-from edgereels.runtime.gates import AT_LEAST, AT_MOST, Gate, check
+from edgereels.runtime import ladder_gates as gates
+from edgereels.runtime.ladder_gates import AT_LEAST, AT_MOST, Gate, check
 from edgereels.runtime.model_package import ModelPackage
 
 from .package_examples import change_manifest, replace_file

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process that tries out what may end it: importing a library, running a package, timing engines.
 
-`python -m edgereels.runtime.trial REQUEST` takes one JSON object and answers with JSON lines, each with `event`, as
-soon as it knows something; what an earlier line said stays true when the process dies later. `{"event": "trying"}`
-says what comes next, so that the last one names what killed it. Whatever libraries print goes to stderr.
+`python -m edgereels.runtime.doctor_trial REQUEST` takes one JSON object and answers with JSON lines, each with
+`event`, as soon as it knows something; what an earlier line said stays true when the process dies later.
+`{"event": "trying"}` says what comes next, so that the last one names what killed it. Whatever libraries print goes to
+stderr.
 """
 
 import json
@@ -21,10 +22,10 @@ import numpy.typing as npt
 from .audio import SAMPLE_RATE
 from .avatar import Avatar
 from .cuda_driver import find_cards
+from .doctor_footprint import RENDER_GRAPHS
+from .doctor_gain import HEAVY, Load, LoadRecorder, interleave, ratio, window_ms
 from .engine import Engine
-from .engine_gain import HEAVY, Load, LoadRecorder, interleave, ratio, window_ms
 from .errors import EdgereelsError
-from .footprint import RENDER_GRAPHS
 from .golden import load_golden
 from .machine import resident_bytes
 from .model_package import ModelPackage
@@ -90,7 +91,7 @@ def _onnxruntime_facts() -> dict[str, Any]:
 
 
 def _openvino_facts() -> dict[str, Any]:
-    from .openvino_library import device_facts, library_version
+    from .engine_openvino_library import device_facts, library_version
 
     return {"version": library_version(), "devices": [dict(facts) for facts in device_facts()]}
 

@@ -34,8 +34,8 @@ class Answer:
 
 
 def ask_trial(request: Mapping[str, Any], *, timeout_s: float) -> Answer:
-    """Run `trial` in a process of its own and return what it said, however it ended."""
-    command = [sys.executable, "-P", "-m", f"{__package__}.trial", json.dumps(dict(request))]
+    """Run `doctor_trial` in a process of its own and return what it said, however it ended."""
+    command = [sys.executable, "-P", "-m", f"{__package__}.doctor_trial", json.dumps(dict(request))]
     events: list[dict[str, Any]] = []
     timed_out = threading.Event()
     with tempfile.TemporaryFile() as chatter:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from edgereels.runtime import compile_cache
-from edgereels.runtime.compile_cache import (
+from edgereels.runtime import engine_openvino_cache as compile_cache
+from edgereels.runtime.engine_openvino_cache import (
     HEADER_BYTES,
     CompileCache,
     cache_folder,
@@ -147,7 +147,7 @@ def test_where_no_folder_can_be_made_another_serves_this_process(
 
 def test_what_serves_one_process_is_gone_after_it(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from edgereels.runtime.compile_cache import open_cache; "
+        "from pathlib import Path; from edgereels.runtime.engine_openvino_cache import open_cache; "
         f"print(open_cache(Path({str(tmp_path / 'file')!r}), on_event=lambda code, **fields: None).folder)"
     )
     (tmp_path / "file").write_bytes(b"")

@@ -11,7 +11,7 @@ import onnx.parser
 import onnxruntime
 import pytest
 
-from edgereels.runtime.onnxruntime_device import DeviceRuns, Resident
+from edgereels.runtime.engine_onnxruntime_device import DeviceRuns, Resident
 
 SUMMING = """
 <ir_version: 10, opset_import: ["" : 23]>

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from . import controls as faults
-from . import gates, metrics
+from . import ladder_controls as faults
+from . import ladder_gates as gates
+from . import metrics
 from .engine import Array, Engine
-from .gates import Gate, GateResult, check
+from .ladder_gates import Gate, GateResult, check
+from .ladder_recording import Recording, Sample, Trial, parts_of
 from .metrics import Box, Pixels
 from .model_package import ModelPackage
 from .placement import Asked, Placement
 from .quality import ControlResult
-from .recording import Recording, Sample, Trial, parts_of
 from .report import EngineReport
 from .session import AvatarSession
 

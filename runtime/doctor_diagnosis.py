@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a package can run here, on what, and what would be better: the findings of `edgereels doctor`.
 
-Whatever may end a process is tried in another one (`trial`): a library that crashes while it is imported, a graph that
-crashes while it is compiled, memory that runs out.
+Whatever may end a process is tried in another one (`doctor_trial`): a library that crashes while it is imported, a
+graph that crashes while it is compiled, memory that runs out.
 """
 
 import platform
@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .cuda_driver import CudaDriver, find_cards
+from .doctor_footprint import RENDER_GRAPHS, Footprint, estimate
+from .doctor_trial_process import Answer, Ask, ask_trial
 from .engine import Device, bounded_threads, library_of
 from .engine_libraries import Library, find_libraries, library_findings, machine_findings
 from .engine_wheels import Finding, install_line, media_findings
 from .errors import PackageError
-from .footprint import RENDER_GRAPHS, Footprint, estimate
 from .machine import Memory, Processor, intel_graphics, memory_facts, processor_facts
 from .manifest import GraphEntry
 from .model_package import ModelPackage
 from .placement import Asked, Placement
 from .seen_hardware import seen_on
-from .trial_process import Answer, Ask, ask_trial
 
 PACKAGE_TIMEOUT_S = 300.0
 """For running a package once; a few seconds for what `WINDOW_BUDGET_S` lets through."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgereels.runtime.engine_gain import FEWEST_ROUNDS, ROUNDS, Load, LoadRecorder, interleave, ratio, window_ms
+from edgereels.runtime.doctor_gain import FEWEST_ROUNDS, ROUNDS, Load, LoadRecorder, interleave, ratio, window_ms
 
 
 class Clock:

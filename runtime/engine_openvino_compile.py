@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The first compilation of a graph, in a process of its own: OpenVINO can end its process over a valid graph.
 
-`compile_ahead` starts one child (`python -m edgereels.runtime.openvino_compile`) for a batch. The child puts what it
-compiles into the cache and tells of each graph, one JSON object a line. A child that dies takes nothing along; what
-killed it is remembered in the cache, so that the next try fails at once.
+`compile_ahead` starts one child (`python -m edgereels.runtime.engine_openvino_compile`) for a batch. The child
+puts what it compiles into the cache and tells of each graph, one JSON object a line. A child that dies takes nothing
+along; what killed it is remembered in the cache, so that the next try fails at once.
 """
 
 import contextlib
@@ -21,10 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from .compile_cache import CompileCache
 from .engine import endable
-from .errors import EngineError
-from .openvino_library import (
+from .engine_openvino_cache import CompileCache
+from .engine_openvino_library import (
     compile_graph,
     flat,
     is_out_of_memory,
@@ -33,6 +32,7 @@ from .openvino_library import (
     reason_of,
     settings,
 )
+from .errors import EngineError
 from .package_files import sha256_of
 
 TIMEOUT_S = 900.0  # per graph; the embedded package's take 0.1 to 0.4 s, a fused transformer of 40 blocks minutes
@@ -178,7 +178,7 @@ def _command() -> list[str] | None:
     if getattr(sys, "frozen", False) or not sys.executable or "python" not in Path(sys.executable).name.lower():
         return None
     # -P: a file in the current folder must not pass for a module.
-    return [sys.executable, "-P", "-m", "edgereels.runtime.openvino_compile"]
+    return [sys.executable, "-P", "-m", "edgereels.runtime.engine_openvino_compile"]
 
 
 def _environment() -> dict[str, str]:

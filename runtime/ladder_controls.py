@@ -17,13 +17,13 @@ from . import metrics
 from .audio import SAMPLE_RATE
 from .engine import open_engine
 from .errors import VerificationError
-from .gates import AT_LEAST, COARSE_LIMIT_DB, Gate, GateResult, check
+from .ladder_gates import AT_LEAST, COARSE_LIMIT_DB, Gate, GateResult, check
+from .ladder_recording import Recording, Sample
 from .metrics import Array, Pixels
 from .model_package import ModelPackage
 from .onnx_preflight import Tensor
 from .placement import Asked
 from .quality import ControlResult
-from .recording import Recording, Sample
 
 SCALED_WEIGHTS, SWAPPED_FRAMES, SHIFTED_AUDIO = "scaled weights", "swapped frames", "shifted audio"
 

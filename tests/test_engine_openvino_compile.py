@@ -16,12 +16,12 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgereels.runtime import openvino_compile
-from edgereels.runtime.compile_cache import CompileCache
+from edgereels.runtime import engine_openvino_compile as openvino_compile
 from edgereels.runtime.engine import Device, end_runs
 from edgereels.runtime.engine_openvino import OpenVinoEngine, freeze_all
+from edgereels.runtime.engine_openvino_cache import CompileCache
+from edgereels.runtime.engine_openvino_compile import compile_ahead
 from edgereels.runtime.errors import EngineError
-from edgereels.runtime.openvino_compile import compile_ahead
 
 DOUBLING = """<ir_version: 10, opset_import: ["" : 23]>
 doubling (float[n] x) => (float[n] y) { y = Add(x, x) }"""
