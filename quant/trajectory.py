@@ -185,9 +185,10 @@ def record(
     ) as session:
         for index, clip in enumerate(clips):
             keeper.begin(index)
-            face = {"image": clip.face} if isinstance(clip.face, Path) else {"avatar": clip.face}
-            size = {"size": STRANGER_SIZE} if isinstance(clip.face, Avatar) else {}
-            for _chunk in session.stream(audio=clip.path, seed=index, **face, **size | settings):
+            given: dict[str, Any] = {"image" if isinstance(clip.face, Path) else "avatar": clip.face}
+            if isinstance(clip.face, Avatar):
+                given["size"] = STRANGER_SIZE
+            for _chunk in session.stream(audio=clip.path, seed=index, **given | settings):
                 pass  # pictures are of no use here: what is wanted are the feeds on the way
     return Recording(clips, keeper.end(), timesteps)
 
