@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .cuda_driver import CudaDriver, find_cards
-from .doctor_footprint import RENDER_GRAPHS, Footprint, estimate
 from .doctor_trial_process import Answer, Ask, ask_trial
 from .engine import Device, bounded_threads, library_of
 from .engine_libraries import Library, find_libraries, library_findings, machine_findings
 from .engine_wheels import Finding, install_line, media_findings
 from .errors import PackageError
+from .footprint import RENDER_GRAPHS, Footprint, estimate
 from .machine import Memory, Processor, intel_graphics, memory_facts, processor_facts
 from .manifest import GraphEntry
 from .model_package import ModelPackage

@@ -22,10 +22,10 @@ import numpy.typing as npt
 from .audio import SAMPLE_RATE
 from .avatar import Avatar
 from .cuda_driver import find_cards
-from .doctor_footprint import RENDER_GRAPHS
 from .doctor_gain import HEAVY, Load, LoadRecorder, interleave, ratio, window_ms
 from .engine import Engine
 from .errors import EdgereelsError
+from .footprint import RENDER_GRAPHS
 from .golden import load_golden
 from .machine import resident_bytes
 from .model_package import ModelPackage

@@ -14,13 +14,14 @@ from pathlib import Path
 from . import ladder_controls as faults
 from .engine import parse_device
 from .errors import UsageError
-from .ladder_recording import FIRST_PART, Recording, Trial, parts_of, prepare_trial, record
+from .ladder_recording import Recording, Trial, prepare_trial, record
 from .ladder_rungs import Findings, Prepared, Progress, climb_clip, climb_tensors, climb_window, one_window
 from .machine import machine_facts
 from .metrics import Array
 from .model_package import ModelPackage
 from .placement import Asked
 from .quality import Quality, graph_digests, table
+from .split_dit import FIRST_PART, parts_of
 from .verification import versions
 
 __all__ = ["RUNGS", "Prepared", "climb", "prepare", "table"]

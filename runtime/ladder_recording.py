@@ -24,6 +24,7 @@ from .model_package import DEFAULT_PACKAGE, ModelPackage
 from .placement import Asked, Placement
 from .planner import Plan, plan
 from .session import AvatarSession
+from .split_dit import parts_of
 from .tables import sinusoid
 
 Samples = npt.NDArray[np.float32]
@@ -36,9 +37,6 @@ LOUDER = 2.0
 SEED = 42
 ENOUGH_PASSES = 8
 """Each graph runs at least once in a pass: that many inputs where the sound has so many passes."""
-
-NUMBERED = "dit_block_"
-FIRST_PART, LAST_PART = "dit_prologue", "dit_epilogue"
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +232,7 @@ def _more_samples(
 ) -> dict[str, tuple[Sample, ...]]:
     """Chain the transformer's parts on the inputs of the whole, and run its time network on the schedule."""
     found: dict[str, list[Sample]] = {}
-    for sample in dit if {FIRST_PART, LAST_PART} <= set(package.manifest.graphs) else ():
+    for sample in dit if parts_of(package) else ():
         for graph, part in _chain(package, engines, sample):
             found.setdefault(graph, []).append(part)
     if "dit_time" in package.manifest.graphs and package.manifest.dit:
@@ -242,14 +240,6 @@ def _more_samples(
         feeds = {"sinusoid": sinusoid(steps, freq_dim=package.manifest.dit.freq_dim)}
         found["dit_time"] = [Sample(feeds, engines["dit_time"].run(feeds))]
     return {graph: tuple(samples) for graph, samples in found.items()}
-
-
-def parts_of(package: ModelPackage) -> list[str]:
-    """Return the graphs that the transformer consists of, in order; none where it is stored whole only."""
-    graphs = package.manifest.graphs
-    if FIRST_PART not in graphs or LAST_PART not in graphs:
-        return []
-    return [FIRST_PART, *sorted(name for name in graphs if name.startswith(NUMBERED)), LAST_PART]
 
 
 def _chain(package: ModelPackage, engines: Mapping[str, Engine], sample: Sample) -> Iterator[tuple[str, Sample]]:

@@ -13,13 +13,14 @@ from . import ladder_gates as gates
 from . import metrics
 from .engine import Array, Engine
 from .ladder_gates import Gate, GateResult, check
-from .ladder_recording import Recording, Sample, Trial, parts_of
+from .ladder_recording import Recording, Sample, Trial
 from .metrics import Box, Pixels
 from .model_package import ModelPackage
 from .placement import Asked, Placement
 from .quality import ControlResult
 from .report import EngineReport
 from .session import AvatarSession
+from .split_dit import parts_of
 
 CACHE = re.compile(r"(next_)?cache_\d+")
 """Outputs of the VAE that only its next call sees."""

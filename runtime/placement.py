@@ -3,7 +3,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .engine import (
@@ -20,6 +20,7 @@ from .errors import EdgereelsError, EngineError, MissingExtraError, UsageError
 from .model_package import ModelPackage
 from .observe import Observe, ObservedEngine
 from .report import EngineReport
+from .split_dit import FUSED, SplitDit, parts_of, split_for
 from .timing import Trace
 
 logger = logging.getLogger(__name__)
@@ -153,6 +154,26 @@ class Placement(Mapping[str, Engine]):
             self._fall_back(graph, error)
 
     def _opened_on(self, device: Device, graph: str, *, compute: str) -> Engine:
+        split = split_for(self._package, device, library=self._library(device)) if graph == FUSED else None
+        if split is None:
+            return self._opened_whole(device, graph, compute=compute)
+        blocks = len(parts_of(self._package)) - 2
+        self._on_event("split", graph=graph, blocks=blocks, **asdict(split))
+        logger.warning(
+            "the transformer needs about %.1f GB in one piece and %.1f GB are free: it runs in parts, %d of %d blocks "
+            "stay open and the others are read again in every step",
+            split.needed_bytes / 1e9,
+            split.free_bytes / 1e9,
+            split.open_blocks,
+            blocks,
+        )
+        return SplitDit(
+            self._package,
+            open_part=lambda part: self._opened_whole(device, part, compute=compute),
+            open_blocks=split.open_blocks,
+        )
+
+    def _opened_whole(self, device: Device, graph: str, *, compute: str) -> Engine:
         library = self._library(device)
         if library == "openvino" and self._is_precise(graph):
             compute = "f32"
@@ -206,14 +227,17 @@ class Placement(Mapping[str, Engine]):
 
     def _freeze(self, shapes: Mapping[str, list[Shapes]], *, on_compile: OnCompile | None) -> None:
         """Make engines ready; those of OpenVINO all at once."""
-        compiled = {graph: new for graph, new in shapes.items() if new and self._engines[graph].library == "openvino"}
+        compiled = {graph: new for graph, new in shapes.items() if new and self._is_compiled(graph)}
         if compiled:
             self._compile(compiled, on_compile=on_compile)
         for graph, new in shapes.items():
             self._expected.setdefault(graph, []).extend(new)
             fixed = [each for each in self._expected[graph] if each]
-            if new and fixed and self._engines[graph].library != "openvino":
+            if new and fixed and not self._is_compiled(graph):
                 self._engines[graph].freeze(fixed)
+
+    def _is_compiled(self, graph: str) -> bool:
+        return self._engines[graph].library == "openvino" and not isinstance(self._engines[graph], SplitDit)
 
     def _compile(self, shapes: Mapping[str, list[Shapes]], *, on_compile: OnCompile | None) -> None:
         from .engine_openvino import OpenVinoEngine, freeze_all

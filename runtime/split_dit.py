@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transformer in parts: prologue, blocks one after the other, epilogue, over the same weights as the fused graph.
+
+Fused is how it normally runs. Where that doesn't fit into the memory that is free, the parts do: as many blocks as fit
+stay open, the others are opened for each run and freed after it, so that memory holds one of them at a time and a run
+reads the rest of the weights from disk.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from .cuda_driver import find_cards
+from .engine import Device, Engine, Shapes, Value
+from .errors import EngineError
+from .footprint import PROCESS_BYTES, estimate
+from .machine import memory_facts
+from .model_package import ModelPackage
+
+FIRST_PART, LAST_PART, BLOCK = "dit_prologue", "dit_epilogue", "dit_block_"
+FUSED = "dit"
+
+SHARE_OF_FREE = 0.9
+"""The rest is left to the system and to what other graphs will still ask for."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Why and how a transformer runs in parts."""
+
+    needed_bytes: int
+    """What the fused graph would take, estimated."""
+    free_bytes: int
+    """What was free."""
+    open_blocks: int
+    """Blocks that stay open; the others are opened one at a time."""
+
+
+def parts_of(package: ModelPackage) -> list[str]:
+    """Return the graphs that the transformer consists of, in order; none where it is stored whole only."""
+    graphs = package.manifest.graphs
+    if FIRST_PART not in graphs or LAST_PART not in graphs:
+        return []
+    return [FIRST_PART, *sorted(name for name in graphs if name.startswith(BLOCK)), LAST_PART]
+
+
+def split_for(package: ModelPackage, device: Device, *, library: str) -> Split | None:
+    """Return how the transformer has to be split on a device; None where it fits whole, as far as can be told.
+
+    Args:
+        package: whose transformer.
+        device: where.
+        library: whose files run there.
+    """
+    free = _free_bytes(device)
+    blocks = [part for part in parts_of(package) if part.startswith(BLOCK)]
+    if free is None or not blocks:
+        return None
+    whole = estimate(package, graphs=(FUSED,), library=library)
+    room = int(free * SHARE_OF_FREE) - (whole.memory_bytes - PROCESS_BYTES)  # this process is running already
+    if room >= 0:
+        return None
+    each = estimate(package, graphs=blocks[:1], library=library).weights_bytes
+    closed = -(room // max(1, each)) + 1  # rounded up, and one more is open while it runs
+    return Split(whole.memory_bytes - PROCESS_BYTES, free, max(0, len(blocks) - closed))
+
+
+def _free_bytes(device: Device) -> int | None:
+    if device.kind == "cuda":
+        return next((card.free_bytes for card in find_cards().cards if str(card.index) == device.name), None)
+    return memory_facts().free_bytes if device.name in ("", "CPU") else None
+
+
+class SplitDit:
+    """An `Engine` with the inputs and outputs of the fused graph. State: the parts that are open."""
+
+    def __init__(self, package: ModelPackage, *, open_part: Callable[[str], Engine], open_blocks: int) -> None:
+        """Open the parts that stay open.
+
+        Args:
+            package: whose transformer.
+            open_part: opens a part by its graph's name.
+            open_blocks: how many blocks stay open; prologue and epilogue do in any case.
+
+        Raises:
+            EngineError: a part can't be opened.
+        """
+        entry = package.graph(FUSED)
+        self._inputs = tuple(spec.name for spec in entry.inputs)
+        self._outputs = tuple(spec.name for spec in entry.outputs)
+        self._parts = parts_of(package)
+        self._open_part = open_part
+        blocks = [part for part in self._parts if part.startswith(BLOCK)]
+        self._stay = {FIRST_PART, LAST_PART, *blocks[:open_blocks]}
+        self._open: dict[str, Engine] = {}
+        self._first = self._part(FIRST_PART)
+        for part in self._parts:
+            if part in self._stay:
+                self._part(part)
+
+    @property
+    def library(self) -> str:
+        """Of the parts."""
+        return self._first.library
+
+    @property
+    def provider(self) -> str:
+        """Of the parts."""
+        return self._first.provider
+
+    @property
+    def precision(self) -> str:
+        """Of the parts."""
+        return self._first.precision
+
+    @property
+    def node_counts(self) -> Mapping[str, int]:
+        """Provider to operators, of the parts that stay open."""
+        counts: dict[str, int] = {}
+        for engine in self._open.values():
+            for provider, count in engine.node_counts.items():
+                counts[provider] = counts.get(provider, 0) + count
+        return counts
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Of the fused graph."""
+        return self._inputs
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Of the fused graph."""
+        return self._outputs
+
+    def freeze(self, shapes: Sequence[Shapes]) -> None:
+        """Do nothing: shapes of what flows between the parts are known when it flows."""
+
+    def run(self, feeds: Mapping[str, Value], *, keep: Collection[str] = ()) -> dict[str, Value]:
+        """Run the parts in order.
+
+        Raises:
+            EngineError: a part can't be opened or run, or the engine is closed.
+        """
+        if not self._open:
+            raise EngineError("the engine is closed; open the session again")
+        known = dict(feeds)  # a part takes what it needs of the inputs and of what the parts before it made
+        for part in self._parts:
+            known |= self._run_part(part, known)
+            if "tokens_out" in known:  # a block's output is the next one's input
+                known["tokens"] = known.pop("tokens_out")
+        return {name: known[name] for name in self._outputs}
+
+    def close(self) -> None:
+        """Free every part."""
+        for engine in self._open.values():
+            engine.close()
+        self._open.clear()
+
+    def _part(self, part: str) -> Engine:
+        if part not in self._open:
+            self._open[part] = self._open_part(part)
+        return self._open[part]
+
+    def _run_part(self, part: str, known: Mapping[str, Value]) -> dict[str, Value]:
+        engine = self._part(part)
+        try:
+            return engine.run({name: known[name] for name in engine.input_names})
+        finally:
+            if part not in self._stay:
+                self._open.pop(part).close()
