@@ -285,7 +285,7 @@ def _judge(
     if request.gate and not passed(ladders):
         raise VerificationError(
             f"{request.target} was not written, it misses its gate: {'; '.join(misses(ladders))} "
-            "(--write-recipe FILE looks for the layers that can be quantized; --no-gate writes it and marks it as failed)"
+            "(--write-recipe FILE looks for layers that may be quantized; --no-gate writes it and marks it as failed)"
         )
     writer.add_file(FILE, quality_bytes(ladders))
     return ladders
