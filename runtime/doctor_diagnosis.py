@@ -7,7 +7,7 @@ graph that crashes while it is compiled, memory that runs out.
 
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .cuda_driver import CudaDriver, find_cards
@@ -22,6 +22,7 @@ from .manifest import GraphEntry
 from .model_package import ModelPackage
 from .placement import Asked, Placement
 from .seen_hardware import seen_on
+from .split_dit import in_parts
 
 PACKAGE_TIMEOUT_S = 300.0
 """For running a package once; a few seconds for what `WINDOW_BUDGET_S` lets through."""
@@ -258,8 +259,14 @@ def _try(
     others: Sequence[str],
     ask: Ask,
 ) -> _Tried:
-    guess = estimate(package, graphs=RENDER_GRAPHS, library=_likely_library(package, str(asked["device"])))
-    estimated = _estimated_need(guess, device=str(asked["device"]), memory=memory, cuda=cuda)
+    device = str(asked["device"])
+    library = _likely_library(package, device)
+    guess = estimate(package, graphs=RENDER_GRAPHS, library=library)
+    estimated = _estimated_need(guess, device=device, memory=memory, cuda=cuda)
+    if not estimated.fits:  # then a session runs the transformer in parts, see `split_dit`
+        guess = in_parts(package, guess, library=library)
+        estimated = _estimated_need(guess, device=device, memory=memory, cuda=cuda)
+        estimated = replace(estimated, how=f"{estimated.how}, the transformer in parts")
     if not estimated.fits:
         assert estimated.free_bytes is not None
         return _Tried(

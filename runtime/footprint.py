@@ -68,7 +68,7 @@ def estimate(package: ModelPackage, *, graphs: Collection[str], library: str = "
     dit = package.manifest.dit if "dit" in here else None
     activations = [_vae_bytes(package.graph(name), latent=latent) for name in here]
     if dit:
-        activations.append(_dit_bytes(dit, tokens=tokens, library=library))
+        activations.append(dit_activations_bytes(dit, tokens=tokens, library=library))
     steps = package.manifest.settings.steps
     return Footprint(
         weights_bytes=_weights_bytes(package, here, library=library),
@@ -117,7 +117,8 @@ def _side(axis: int | str, latent: int) -> int:
     return latent * (int(times.group(1)) if times else 1)
 
 
-def _dit_bytes(dit: DitSettings, *, tokens: int, library: str) -> int:
+def dit_activations_bytes(dit: DitSettings, *, tokens: int, library: str) -> int:
+    """Return what one run of the transformer holds beside its weights, in one piece or in parts."""
     # ONNX Runtime's Attention on CPUs writes the scores of all heads down; OpenVINO's does not.
     scores = dit.heads * tokens**2 if library == "onnxruntime" else 0
     return FLOAT_BYTES * (scores + tokens * dit.dim * DIT_WIDTHS)

@@ -74,6 +74,7 @@ class Placement(Mapping[str, Engine]):
         self._fallbacks: dict[str, str] = {}
         self._devices: dict[str, Device] = {}
         self._expected: dict[str, list[Shapes]] = {}
+        self._coming: Mapping[str, Sequence[Shapes]] = {}
         self._trace = Trace(keep=False)
         self._is_closed = False
         self._has_siblings = any("openvino" in entry.siblings for entry in package.manifest.graphs.values())
@@ -122,6 +123,7 @@ class Placement(Mapping[str, Engine]):
         """
         wanted = {graph: each for graph, each in shapes.items() if graph in self._package.manifest.graphs}
         opened = [graph for graph in wanted if graph not in self._engines]
+        self._coming = wanted  # how a graph is opened depends on its size
         with self._trace.span("freeze"):
             for graph in opened:
                 self._open(graph)
@@ -154,7 +156,11 @@ class Placement(Mapping[str, Engine]):
             self._fall_back(graph, error)
 
     def _opened_on(self, device: Device, graph: str, *, compute: str) -> Engine:
-        split = split_for(self._package, device, library=self._library(device)) if graph == FUSED else None
+        split = None
+        if graph == FUSED:
+            shapes = self._coming.get(FUSED, ())
+            tokens = max((each["rope_cos"][0] for each in shapes if "rope_cos" in each), default=None)
+            split = split_for(self._package, device, library=self._library(device), tokens=tokens)
         if split is None:
             return self._opened_whole(device, graph, compute=compute)
         blocks = len(parts_of(self._package)) - 2

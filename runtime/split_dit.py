@@ -7,12 +7,12 @@ reads the rest of the weights from disk.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .cuda_driver import find_cards
 from .engine import Device, Engine, Shapes, Value
 from .errors import EngineError
-from .footprint import PROCESS_BYTES, estimate
+from .footprint import Footprint, dit_activations_bytes, estimate
 from .machine import memory_facts
 from .model_package import ModelPackage
 
@@ -43,25 +43,39 @@ def parts_of(package: ModelPackage) -> list[str]:
     return [FIRST_PART, *sorted(name for name in graphs if name.startswith(BLOCK)), LAST_PART]
 
 
-def split_for(package: ModelPackage, device: Device, *, library: str) -> Split | None:
+def split_for(package: ModelPackage, device: Device, *, library: str, tokens: int | None = None) -> Split | None:
     """Return how the transformer has to be split on a device; None where it fits whole, as far as can be told.
 
     Args:
         package: whose transformer.
         device: where.
         library: whose files run there.
+        tokens: in a window, of the size that will be rendered; None: not known, and only weights are counted. That of
+            the package's own table says nothing: a package whose weights take 19 MB would seem to need 9.7 GB.
     """
     free = _free_bytes(device)
     blocks = [part for part in parts_of(package) if part.startswith(BLOCK)]
-    if free is None or not blocks:
+    dit = package.manifest.dit
+    if free is None or not blocks or dit is None:
         return None
-    whole = estimate(package, graphs=(FUSED,), library=library)
-    room = int(free * SHARE_OF_FREE) - (whole.memory_bytes - PROCESS_BYTES)  # this process is running already
+    needed = estimate(package, graphs=(FUSED,), library=library).weights_bytes
+    if tokens is not None:
+        needed += dit_activations_bytes(dit, tokens=tokens, library=library)
+    room = int(free * SHARE_OF_FREE) - needed
     if room >= 0:
         return None
     each = estimate(package, graphs=blocks[:1], library=library).weights_bytes
     closed = -(room // max(1, each)) + 1  # rounded up, and one more is open while it runs
-    return Split(whole.memory_bytes - PROCESS_BYTES, free, max(0, len(blocks) - closed))
+    return Split(needed, free, max(0, len(blocks) - closed))
+
+
+def in_parts(package: ModelPackage, whole: Footprint, *, library: str) -> Footprint:
+    """Return the least that a package needs: the same with one block of its transformer open at a time."""
+    blocks = [part for part in parts_of(package) if part.startswith(BLOCK)]
+    if not blocks:
+        return whole
+    every, one = (estimate(package, graphs=graphs, library=library).weights_bytes for graphs in (blocks, blocks[:1]))
+    return replace(whole, weights_bytes=whole.weights_bytes - every + one)
 
 
 def _free_bytes(device: Device) -> int | None:

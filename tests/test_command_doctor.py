@@ -18,6 +18,7 @@ from edgereels.runtime.command_doctor import advice, as_json, as_text
 from edgereels.runtime.cuda_driver import Card, CudaDriver
 from edgereels.runtime.doctor_diagnosis import Diagnosis, diagnose
 from edgereels.runtime.doctor_trial_process import Answer
+from edgereels.runtime.footprint import RENDER_GRAPHS, estimate
 from edgereels.runtime.machine import Memory
 from edgereels.runtime.model_package import ModelPackage
 
@@ -177,6 +178,16 @@ def test_a_package_larger_than_memory_is_not_tried(package: Path, monkeypatch: p
     diagnosed = found(package, must_not_run)
     assert not diagnosed.can_run and "GB are free (estimated, not tried)" in diagnosed.fault
     assert "NOT ENOUGH" in screen(diagnosed)
+
+
+def test_a_package_that_fits_in_parts_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session splits a transformer that doesn't fit: doctor must not call that "can not run"."""
+    whole = estimate(ModelPackage.open("default", verify="size"), graphs=RENDER_GRAPHS)
+    monkeypatch.setattr(diagnosis, "memory_facts", lambda: Memory(None, whole.memory_bytes - 1, None))
+    monkeypatch.setattr(diagnosis, "WINDOW_BUDGET_S", 0.0)
+    diagnosed = found("default", asker(RAN | {"mode": "golden"}))
+    (need,) = diagnosed.needs
+    assert diagnosed.can_run and need.fits and need.how.endswith("the transformer in parts")
 
 
 def test_memory_that_is_not_told_stops_nobody(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,12 @@ import pytest
 
 from edgereels.runtime import AvatarSession, split_dit
 from edgereels.runtime.engine import Array, Device, Engine, open_engine
+from edgereels.runtime.footprint import RENDER_GRAPHS, estimate
 from edgereels.runtime.golden import load_golden
 from edgereels.runtime.machine import Memory
 from edgereels.runtime.metrics import rel_l2
 from edgereels.runtime.model_package import ModelPackage
-from edgereels.runtime.split_dit import SplitDit, parts_of, split_for
+from edgereels.runtime.split_dit import SplitDit, in_parts, parts_of, split_for
 from edgereels.runtime.timing import Trace
 
 CPU = Device("cpu", "")
@@ -97,17 +98,33 @@ def test_a_transformer_that_fits_is_not_split(
     package: ModelPackage, monkeypatch: pytest.MonkeyPatch, free_bytes: int | None
 ) -> None:
     have(monkeypatch, free_bytes)
-    assert split_for(package, CPU, library="onnxruntime") is None
+    assert split_for(package, CPU, library="onnxruntime", tokens=256) is None
 
 
 def test_the_less_is_free_the_fewer_blocks_stay_open(package: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[int] = []
-    for free_mb in (22, 20, 16, 1):
+    for free_mb in (16, 12, 8, 1):
         have(monkeypatch, free_mb << 20)
-        split = split_for(package, CPU, library="onnxruntime")
+        split = split_for(package, CPU, library="onnxruntime", tokens=256)
         assert split is not None and split.free_bytes == free_mb << 20
         found.append(split.open_blocks)
     assert found == sorted(found, reverse=True) and found[0] > found[-1] == 0
+
+
+def test_the_size_that_is_rendered_counts_and_no_other(package: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention's scores grow with the square of the tokens: 32 760 of them, 480x832 and 81 frames, take gigabytes."""
+    have(monkeypatch, 1 << 30)
+    assert split_for(package, CPU, library="onnxruntime", tokens=32_760) is not None
+    assert split_for(package, CPU, library="onnxruntime", tokens=256) is None
+    assert split_for(package, CPU, library="onnxruntime") is None  # not known: weights alone decide
+
+
+def test_the_least_that_is_needed_holds_one_block(package: ModelPackage) -> None:
+    whole = estimate(package, graphs=RENDER_GRAPHS)
+    least = in_parts(package, whole, library="onnxruntime")
+    blocks = estimate(package, graphs=[part for part in parts_of(package) if "block" in part])
+    assert whole.weights_bytes - least.weights_bytes == pytest.approx(blocks.weights_bytes * 4 / 5, rel=0.01)
+    assert (least.activations_bytes, least.window_flop) == (whole.activations_bytes, whole.window_flop)
 
 
 def test_a_session_that_lacks_memory_runs_in_parts_says_so_and_shows_the_same(
