@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gate: the quality ladder on every engine that is installed, before a quantized package gets its name."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
 from ..runtime.errors import VerificationError
 from ..runtime.model_package import ModelPackage
 from ..runtime.quality import PASSED, Quality
-from .rehearsal import rehearse
+from .rehearsal import Feeds, rehearse
 from .request import Progress
+
+logger = logging.getLogger(__name__)
 
 DEVICES = {"onnxruntime": "onnxruntime:CPU", "openvino": "openvino:CPU"}
 """Where each engine library is asked; these are the engines that a recipe can name."""
@@ -70,9 +74,19 @@ def judge(
                 progress=lambda line, device=device: progress(f"{device}: {line}"),
             )
         )
-    progress("a rehearsal in 16-bit floats")
-    rehearsal = tuple(rehearse(candidate, prepared.recording.inputs()))
+    rehearsal = _rehearsed(candidate, prepared.recording.inputs(), progress=progress)
     return tuple(replace(ladder, rehearsal=rehearsal) for ladder in ladders)
+
+
+def _rehearsed(
+    candidate: ModelPackage, inputs: Iterable[tuple[str, Feeds]], *, progress: Progress
+) -> tuple[Mapping[str, Any], ...]:
+    """Rehearse a package for 16-bit floats; nothing where ONNX Runtime, which alone leaves every cut in, is missing."""
+    if find_spec("onnxruntime") is None:
+        logger.warning("no rehearsal in 16-bit floats: it needs ONNX Runtime, pip install 'edgereels[cpu]'")
+        return ()
+    progress("a rehearsal in 16-bit floats")
+    return tuple(rehearse(candidate, inputs))
 
 
 def misses(ladders: Sequence[Quality]) -> list[str]:

@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, shape_inference
 
 from ..runtime.engine import Array
+from ..runtime.errors import EngineError
 from ..runtime.metrics import sqnr_db
 from ..runtime.model_package import ModelPackage
 
@@ -74,12 +75,20 @@ def rehearse(package: ModelPackage, recording: Iterable[tuple[str, Feeds]]) -> l
 
     Returns:
         A plain value for each graph, as quality.json holds it: the fields of `Rehearsal` and `passed`.
+
+    Raises:
+        EngineError: ONNX Runtime refuses or fails.
     """
     feeds: dict[str, list[Feeds]] = {}
     for graph, given in recording:
         if graph in package.manifest.graphs and _is_rehearsed(package, graph):
             feeds.setdefault(graph, []).append(given)
-    found = [rehearse_graph(package, graph, _spread(given)) for graph, given in feeds.items()]
+    found: list[Rehearsal] = []
+    for graph, given in feeds.items():
+        try:
+            found.append(rehearse_graph(package, graph, _spread(given)))
+        except Exception as error:  # ONNX Runtime's exceptions have no root of their own
+            raise EngineError(f"the rehearsal of {graph} in 16-bit floats failed: {error}") from error
     return [asdict(result) | {"passed": result.passed} for result in found]
 
 

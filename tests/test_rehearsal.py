@@ -8,8 +8,9 @@ import onnx
 import onnx.parser
 import pytest
 
-from edgereels.quant import rehearsal
+from edgereels.quant import gate, rehearsal
 from edgereels.quant.rehearsal import LARGEST, rehearse, rounded_everywhere
+from edgereels.runtime.errors import EngineError
 from edgereels.runtime.model_package import ModelPackage
 
 from .stand_in_package import CHANNELS, DIM, write_stand_in
@@ -105,3 +106,19 @@ def test_what_computes_in_float32_anyway_is_not_rehearsed(package: ModelPackage)
 def test_inputs_are_spread_over_the_recording(package: ModelPackage) -> None:
     (found,) = rehearse(package, [("dit", feeds(scale=scale)) for scale in (1, 2, 3, 4, 5, 6, 20_000)])
     assert found["inputs"] == 4 and not found["passed"]  # the last is among them
+
+
+def test_a_run_that_fails_is_our_error(package: ModelPackage) -> None:
+    with pytest.raises(EngineError, match="the rehearsal of dit in 16-bit floats failed"):
+        rehearse(package, [("dit", feeds() | {"rope_cos": np.zeros((3, 1, 1), np.float32)})])
+
+
+def test_without_onnxruntime_the_gate_says_that_there_is_no_rehearsal(
+    package: ModelPackage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[str] = []
+    (found,) = gate._rehearsed(package, [("dit", feeds())], progress=said.append)  # pyright: ignore[reportPrivateUsage]
+    assert found["passed"] and said == ["a rehearsal in 16-bit floats"]
+    monkeypatch.setattr(gate, "find_spec", lambda _module: None)
+    assert gate._rehearsed(package, [("dit", feeds())], progress=said.append) == ()  # pyright: ignore[reportPrivateUsage]
+    assert "no rehearsal in 16-bit floats: it needs ONNX Runtime" in caplog.text
