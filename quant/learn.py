@@ -6,12 +6,14 @@ Both come from one recording, and both are noted by the package's writer, so tha
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..runtime import __version__
+from ..runtime.errors import MediaError
 from ..runtime.manifest import Calibration
 from ..runtime.model_package import ModelPackage
 from ..runtime.package_writer import PackageWriter
@@ -19,6 +21,8 @@ from .plan import FindRange, SourceGraph, static_layers
 from .recipes import Recipe, parse_recipe
 from .request import Progress, Request
 from .rewrite import Range
+
+logger = logging.getLogger(__name__)
 
 CODEC_VERSION = 1
 """Part of the key of resumed work: raised when the same recipe would give other bytes."""
@@ -46,8 +50,16 @@ def learn(
     writer: PackageWriter,
     progress: Progress,
 ) -> Learned:
-    """Return the recipe to follow and the ranges of activations, resumed where a killed run had them."""
+    """Return the recipe to follow and the ranges of activations, resumed where a killed run had them.
+
+    Raises:
+        MediaError: a sound to calibrate with can't be used.
+    """
+    if request.calibration is not None and not request.calibration.is_dir():
+        raise MediaError(f"{request.calibration} is not a folder; expected one with sound files to calibrate with")
     if not request.search and not static_layers(request.recipe, graphs):
+        if request.calibration is not None:
+            logger.warning("%s was not heard: the recipe %s needs no ranges", request.calibration, request.recipe.name)
         return Learned(request.recipe, lambda _layer: None, None, None)
     from .calibration import family
 
