@@ -103,7 +103,7 @@ def _read_graphs(package: ModelPackage) -> Iterator[SourceGraph]:
 
 def check_recipe(recipe: Recipe, graphs: Sequence[SourceGraph]) -> None:
     """Raise `UsageError` where a recipe names a graph or a layer that is not there."""
-    check_names(recipe, {graph.name: [layer.name for layer in graph.layers] for graph in graphs})
+    check_names(recipe, {graph.name: [(layer.name, layer.operator) for layer in graph.layers] for graph in graphs})
 
 
 def static_layers(recipe: Recipe, graphs: Sequence[SourceGraph]) -> dict[str, tuple[str, ...]]:

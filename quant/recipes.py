@@ -279,16 +279,16 @@ def _choice(value: object, choices: Sequence[str], *, where: str) -> str:
 _WILD = frozenset("*?[")
 
 
-def check_names(recipe: Recipe, layers: Mapping[str, Iterable[str]]) -> None:
+def check_names(recipe: Recipe, layers: Mapping[str, Iterable[tuple[str, str]]]) -> None:
     """Refuse rules that name what is not there, rather than let a slip leave layers as they are.
 
-    A name without wildcards must exist. A pattern of layers must match something in the graphs of its rule; a pattern
-    of graphs may match none, since a package need not hold every subnetwork. The built-in recipes are for any package
-    and are not checked.
+    A name without wildcards must exist. A pattern of layers must match something in the graphs of its rule, of an
+    operator that the rule is for; a pattern of graphs may match none, since a package need not hold every subnetwork.
+    The built-in recipes are for any package and are not checked.
 
     Args:
         recipe: what is about to be followed.
-        layers: graph to the names of its layers.
+        layers: graph to its layers, (name, operator) each.
 
     Raises:
         UsageError: naming the nearest names that are there.
@@ -299,12 +299,21 @@ def check_names(recipe: Recipe, layers: Mapping[str, Iterable[str]]) -> None:
             if not _WILD & set(pattern) and pattern not in layers:
                 raise UsageError(f"{where}: there is no graph {pattern!r}{nearest(pattern, layers)}")
         graphs = [graph for graph in layers if any(fnmatchcase(graph, pattern) for pattern in rule.graphs)]
-        names = sorted({name for graph in graphs for name in layers[graph]})
+        operators: dict[str, set[str]] = {}
+        for name, operator in (layer for graph in graphs for layer in layers[graph]):
+            operators.setdefault(name, set()).add(operator)
         for pattern in rule.layers:
-            if pattern != "*" and graphs and not any(fnmatchcase(name, pattern) for name in names):
+            if pattern == "*" or not graphs:
+                continue
+            found = set[str]().union(*(kinds for name, kinds in operators.items() if fnmatchcase(name, pattern)))
+            if not found:
                 raise UsageError(
                     f"{where}: no layer of {', '.join(graphs[:3])}{' ...' if len(graphs) > 3 else ''} is called "
-                    f"{pattern!r}{nearest(pattern, names)}"
+                    f"{pattern!r}{nearest(pattern, sorted(operators))}"
+                )
+            if not found & set(rule.operators):
+                raise UsageError(
+                    f"{where}: {pattern!r} is {' or '.join(sorted(found))}; the rule is for {', '.join(rule.operators)}"
                 )
 
 

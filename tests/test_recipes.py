@@ -20,8 +20,8 @@ from edgereels.quant.recipes import (
 from edgereels.runtime.errors import UsageError
 
 LAYERS = {
-    "dit": ["blocks.0.self_attn.q", "blocks.0.ffn.0", "blocks.1.ffn.0", "head.head"],
-    "vae_decoder_next": ["decoder.conv1"],
+    "dit": [(name, "MatMul") for name in ("blocks.0.self_attn.q", "blocks.0.ffn.0", "blocks.1.ffn.0", "head.head")],
+    "vae_decoder_next": [("decoder.conv1", "Conv")],
 }
 
 
@@ -157,8 +157,9 @@ def test_a_file_goes_before_a_built_in_name(tmp_path: Path, monkeypatch: pytest.
             r"is called 'blocks.0.ffn.1'; nearest: blocks.0.ffn.0",
         ),
         (Rule(("dit*",), ("block.*",), ("MatMul",), "int8"), r"no layer of dit is called 'block.\*'"),
+        (Rule(("dit",), ("blocks.0.*",), ("Conv", "Gemm"), "int8"), r"'blocks.0.\*' is MatMul; the rule is for Conv"),
     ],
-    ids=["graph", "layer", "pattern without a match"],
+    ids=["graph", "layer", "pattern without a match", "operator that the layer is not"],
 )
 def test_a_rule_that_names_nothing_is_refused_with_the_nearest_names(rule: Rule, said: str) -> None:
     with pytest.raises(UsageError, match=said):
@@ -176,4 +177,4 @@ def test_patterns_that_match_are_taken_and_subnetworks_may_be_missing() -> None:
 
 def test_built_in_recipes_are_for_any_package() -> None:
     for recipe in BUILT_IN.values():
-        check_names(recipe, {"dit": ["another.network"]})
+        check_names(recipe, {"dit": [("another.network", "MatMul")]})
