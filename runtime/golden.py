@@ -147,7 +147,8 @@ def load_golden(path: Path) -> GoldenVectors:
     """Read a golden file.
 
     Raises:
-        PackageError: a tensor is neither input nor output, or the tolerance is missing or wrong.
+        PackageError: a tensor is neither input nor output or holds NaN, which nothing differs from, or the tolerance is
+            missing or wrong.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -163,6 +164,8 @@ def load_golden(path: Path) -> GoldenVectors:
         kind, _, name = key.partition(".")
         if f"{kind}." not in (INPUT, OUTPUT):
             raise PackageError(f"{path.name}: the tensor {key!r} is neither in.* nor out.*", code="golden")
+        if not _all_finite(tensor):
+            raise PackageError(f"{path.name}: {key!r} holds NaN or infinity; export the package again", code="golden")
         (inputs if f"{kind}." == INPUT else outputs)[name] = tensor
     if not outputs or TOLERANCE not in metadata:
         raise PackageError(f"{path.name} has no outputs or no tolerance to compare with", code="golden")

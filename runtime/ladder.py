@@ -128,6 +128,11 @@ def _check(candidate: ModelPackage, reference: ModelPackage, rungs: Collection[s
                 f"{candidate.name} has a graph {name} that {reference.name} has not, or takes other inputs; expected "
                 "the package that it was made from"
             )
+    if candidate.manifest.settings != reference.manifest.settings:
+        raise UsageError(
+            f"{candidate.name} is sampled in another way than {reference.name} (window, steps, ...); expected the "
+            "package that it was made from"
+        )
 
 
 def _reference_device() -> str:

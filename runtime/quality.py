@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 FORMAT, FORMAT_VERSION = "edgereels-quality", 1
 FILE = "quality.json"
 PASSED, FAILED, UNMEASURED = "passed", "failed", "unmeasured"
+TABLES = ("graphs", "engine", "machine", "versions", "counts", "rungs")
+"""Keys of a ladder whose values are objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,8 @@ def parse_quality(record: Mapping[str, Any], *, where: str) -> tuple[Quality, ..
     Raises:
         PackageError: another format or version, or fields that are missing, unknown or of the wrong kind.
     """
+    if not isinstance(record, Mapping):
+        raise PackageError(f"{where} is no JSON object; measure again with `edgereels verify --ladder`", code="quality")
     if record.get("format") != FORMAT or record.get("format_version") != FORMAT_VERSION:
         raise PackageError(
             f"{where} has the format {record.get('format')!r} version {record.get('format_version')!r}; this build "
@@ -168,6 +172,8 @@ def _ladder(found: Mapping[str, Any]) -> Quality:
     known = {entry.name for entry in fields(Quality)}
     if set(ladder) != known:
         raise ValueError(f"its keys differ from the format's in {sorted(set(ladder) ^ known)}")
+    if odd := [name for name in TABLES if not isinstance(ladder[name], Mapping)]:
+        raise ValueError(f"{odd[0]} is no table")
     ladder["gates"] = tuple(_gate(gate) for gate in ladder["gates"])
     ladder["controls"] = tuple(ControlResult(**control) for control in ladder["controls"])
     ladder["rehearsal"] = tuple(ladder["rehearsal"])

@@ -267,10 +267,14 @@ def _check_as_json(check: GraphCheck) -> dict[str, Any]:
         "run_ms_max": round(max(check.runs_ms, default=0.0), 3),
         "tolerance": asdict(check.result.tolerance),
         "outputs": [
-            {key: None if value in (math.inf, math.nan) else value for key, value in asdict(output).items()}
-            for output in check.result.outputs
+            {key: _json_value(value) for key, value in asdict(output).items()} for output in check.result.outputs
         ],
     }
+
+
+def _json_value(value: Any) -> Any:
+    """Return null for a number that JSON has not."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _openvino_devices(verification: Verification) -> list[dict[str, Any]]:

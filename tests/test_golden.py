@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Golden vectors: near is near enough, and every way of being far is noticed."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +75,9 @@ def test_vectors_that_can_not_be_compared_are_not_written(inputs: dict[str, Any]
         ({"out.a": REFERENCE}, {"tolerance": '{"rel_l2": -1, "max_abs": 1, "reason": "", "levels": 1}'}),
         ({"in.a": REFERENCE}, {"tolerance": "{}"}),
         ({"a": REFERENCE, "out.a": REFERENCE}, {"tolerance": "{}"}),
+        ({"out.a": REFERENCE * np.float32(np.nan)}, {"tolerance": json.dumps(asdict(F32))}),
     ],
-    ids=["no tolerance", "an empty tolerance", "NaN", "negative", "no outputs", "neither input nor output"],
+    ids=["no tolerance", "an empty one", "NaN", "negative", "no outputs", "neither input nor output", "NaN inside"],
 )
 def test_a_golden_file_that_says_too_little_is_refused(
     tmp_path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None

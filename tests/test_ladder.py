@@ -183,6 +183,13 @@ def test_a_package_of_another_network_is_no_candidate(reference: ModelPackage, t
         climbed(other, reference)
 
 
+def test_a_package_that_is_sampled_in_another_way_is_no_candidate(reference: ModelPackage, tmp_path: Path) -> None:
+    root = copy_of(reference.root, tmp_path / "other")
+    change_manifest(root, lambda fields: fields["settings"].update(window=17))
+    with pytest.raises(UsageError, match="sampled in another way"):
+        climb(ModelPackage.open(root), reference, device="onnxruntime:CPU", threads=1)
+
+
 def test_openvino_is_held_against_onnx_runtime(reference: ModelPackage) -> None:
     found = climbed(reference, reference, device="openvino:CPU", compute="f32", rungs=("graph", "window"))
     assert found.verdict == PASSED, found.misses

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edgereels.runtime import quality
+from edgereels.runtime.cli import main as edgereels
 from edgereels.runtime.command_inspect import main as inspect
 from edgereels.runtime.errors import PackageError
 from edgereels.runtime.ladder_gates import AT_LEAST, Gate, check
@@ -134,6 +135,7 @@ def test_the_text_tells_what_a_rehearsal_found(tmp_path: Path) -> None:
         pytest.param(
             lambda record: record["ladders"][0]["gates"][0].update(sense="near"), "contradicts itself", id="sense"
         ),
+        pytest.param(lambda record: record["ladders"][0].update(engine="cpu"), "engine is no table", id="no-table"),
     ],
 )
 def test_a_record_that_makes_no_sense_is_refused(
@@ -144,6 +146,13 @@ def test_a_record_that_makes_no_sense_is_refused(
     with pytest.raises(PackageError, match="quality") as caught:
         quality.parse_quality(record, where="tiny/quality.json")
     assert says in str(caught.value) and caught.value.code == "quality"
+
+
+def test_a_record_that_is_a_list_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    package = with_record(tmp_path, ladder)
+    replace_file(package.root, "quality.json", b"[]")
+    assert edgereels(["inspect", str(package.root)]) == 1
+    assert capsys.readouterr().err.endswith("is no JSON object; measure again with `edgereels verify --ladder`\n")
 
 
 def test_inspect_shows_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
