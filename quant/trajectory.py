@@ -21,8 +21,8 @@ from ..runtime import AvatarSession, StreamSettings
 from ..runtime.audio import SAMPLE_RATE, load_speech, loudness_lufs, video_frame_count
 from ..runtime.avatar import Avatar, read_avatar
 from ..runtime.chunks import WindowPlan
-from ..runtime.engine import Array, Engine, open_engine
-from ..runtime.errors import MediaError, PackageError, UsageError
+from ..runtime.engine import Array
+from ..runtime.errors import MediaError, PackageError
 from ..runtime.image import load_portrait
 from ..runtime.manifest import Calibration
 from ..runtime.model_package import DEFAULT_PACKAGE, ModelPackage
@@ -419,42 +419,3 @@ class _Keeper:
         self._number += 1
         save_file({name: np.ascontiguousarray(value) for name, value in feeds.items()}, path)
         return path
-
-
-# ── The transformer in parts ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def part_names(package: ModelPackage) -> tuple[str, ...]:
-    """Return the graphs that the transformer consists of in parts, in the order in which they run."""
-    graphs = package.manifest.graphs
-    blocks = sorted(name for name in graphs if name.startswith("dit_block_"))
-    ends = ("dit_prologue", *blocks, "dit_epilogue")
-    return ends if blocks and all(name in graphs for name in ends) else ()
-
-
-def part_feeds(
-    package: ModelPackage, calls: Sequence[Call], *, threads: int | None = None
-) -> Iterator[tuple[str, Call, dict[str, Array]]]:
-    """Yield what the transformer's parts are fed in calls of the whole: (graph, the call, its feeds).
-
-    One part is open at a time; what travels between parts of all these calls is in memory.
-
-    Raises:
-        UsageError: the package holds no parts.
-    """
-    parts = part_names(package)
-    if not parts:
-        raise UsageError(f"{package.name} does not hold its transformer in parts; export it again")
-    pools = [call.feeds() for call in calls]
-    for part in parts:
-        engine: Engine = open_engine(
-            package.graph_path(part), device=reference_device(), threads=threads, compute="f32"
-        )
-        try:
-            for call, pool in zip(calls, pools, strict=True):
-                feeds = {name: pool[name] for name in engine.input_names}
-                yield part, call, feeds
-                made = engine.run(feeds)
-                pool |= {name.removesuffix("_out"): value for name, value in made.items()}
-        finally:
-            engine.close()

@@ -37,12 +37,6 @@ from .timing import Trace
 DEFAULT_SEED = 42
 """The published pipeline's default."""
 
-WARM_GRAPHS = (
-    *("vae_encoder_first", "vae_encoder_next", "vae_decoder_first", "vae_decoder_next"),
-    *("dit", "finish", "image_encoder"),
-)
-"""Run by every stream, where the package has them, beside the audio encoder."""
-
 Samples = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 

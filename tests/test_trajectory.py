@@ -16,12 +16,9 @@ from edgereels.quant.trajectory import (
     DEMO_SOUND,
     Recording,
     gather_clips,
-    part_feeds,
-    part_names,
     record,
 )
-from edgereels.runtime import Avatar, AvatarSession, EdgereelsError, MediaError, ModelPackage, UsageError
-from edgereels.runtime.engine import open_engine
+from edgereels.runtime import Avatar, AvatarSession, EdgereelsError, MediaError, ModelPackage
 from edgereels.runtime.package_files import sha256_of
 
 from .stand_in_package import portrait, write_stand_in
@@ -304,34 +301,3 @@ def test_a_package_that_cannot_render_is_refused(tmp_path: Path) -> None:
     half = ModelPackage.open(write_stand_in(tmp_path / "half", without=("vae_decoder",)))
     with pytest.raises(EdgereelsError, match="has no vae_decoder"):
         record(half, scratch=tmp_path, threads=1)
-
-
-# ── In parts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_parts_are_fed_what_they_would_be_in_the_whole(tmp_path: Path) -> None:
-    """The last part must come to the velocity of the fused graph; both are float32 sums in another order."""
-    default = ModelPackage.open("default", verify="size")
-    write_sound(tmp_path / "a.wav", speech(2.4))
-    made = record(default, scratch=tmp_path, folder=tmp_path, threads=1, calls_per_graph=1, size=(64, 64))
-    calls = made.calls["dit"]
-    whole = open_engine(default.graph_path("dit"), device="onnxruntime:CPU", threads=1, compute="f32")
-    theirs = whole.run(calls[0].feeds())["velocity"]
-    names: list[str] = []
-    for graph, call, feeds in part_feeds(default, calls, threads=1):
-        names.append(graph)
-        assert call == calls[0]
-        last = feeds
-    assert names == list(part_names(default)) and names[-1] == "dit_epilogue"
-    end = open_engine(default.graph_path("dit_epilogue"), device="onnxruntime:CPU", threads=1, compute="f32")
-    ours = end.run(last)["velocity"]
-    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
-    other = end.run({**last, "tokens": np.flip(last["tokens"], axis=1)})["velocity"]  # negative control
-    assert np.abs(other - theirs).max() > 1e-4 * np.abs(theirs).max()
-    whole.close()
-    end.close()
-
-
-def test_a_package_without_parts_says_so(package: ModelPackage, recording: Recording) -> None:
-    with pytest.raises(UsageError, match="in parts"):
-        list(part_feeds(package, recording.calls["dit"]))
