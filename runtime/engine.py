@@ -132,7 +132,7 @@ def parse_device(text: str) -> Device:
         return _best_device()
     if kind == "cpu" and not name:
         return Device("cpu", "")
-    if kind == "cuda" and (name or "0").isdigit():
+    if kind == "cuda" and (name or "0").isdecimal():
         return Device("cuda", name or "0")
     if kind == "openvino" and name in ("CPU", "GPU", "NPU"):
         return Device("openvino", name)

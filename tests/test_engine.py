@@ -111,7 +111,7 @@ def test_auto_takes_a_card_only_where_there_is_one(cards: int, kind: str, monkey
     assert parse_device("auto").kind == kind
 
 
-@pytest.mark.parametrize("text", ["gpu", "cuda:x", "openvino", "cpu:1", ""])
+@pytest.mark.parametrize("text", ["gpu", "cuda:x", "cuda:²", "openvino", "cpu:1", ""])
 def test_devices_that_do_not_exist_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected cpu, onnxruntime:CPU, cuda:N"):
         parse_device(text)
