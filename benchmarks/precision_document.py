@@ -19,7 +19,7 @@ from .markdown_tables import (
     yes,
 )
 from .peers_document import peers_section
-from .recipe_packages import BEST, FOUND, NONE
+from .recipe_packages import FOUND, FOUND_BASE, FOUND_MB, NONE
 from .rounds import figures, paired
 
 COMMAND = "python -m edgereels.benchmarks.precision --work FOLDER --checkpoint examples/train_avatar/checkpoint"
@@ -218,7 +218,8 @@ def _sizes(parts: Parts) -> str:
     header = ["recipe", "package MB", "layers covered", "their float32 MB", "of that", "`edgereels quantize`"]
     return f"""## Recipes and what they weigh
 
-What is exported is stored in float16. `{FOUND}` is the recipe that the sensitivity pass wrote, beginning with `{BEST}`.
+What is exported is stored in float16. `{FOUND}` is the recipe that the sensitivity pass wrote for a package of
+{FOUND_MB} MB, beginning with `{FOUND_BASE}`.
 Aims: int8 at most {MOST_OF_FP32["int8"]} of the float32 size of what it covers, int4 at most {MOST_OF_FP32["int4"]}.
 
 {table(header, rows)}"""
