@@ -11,7 +11,7 @@ from typing import Any
 
 from ..runtime import ModelPackage
 from .rounds import write_part
-from .sound import read_sound, write_sound
+from .sound import emulable, read_sound, write_sound
 from .workload import record
 
 
@@ -57,7 +57,7 @@ def record_workload(run: Run, *, audio: Path, seconds: float) -> None:
     """Record the calls of a render of the beginning of a sound file, unless that is done."""
     if (run.work / "workload" / "workload.json").exists():
         return
-    sound = read_sound(audio, seconds=seconds)
+    sound = emulable(read_sound(audio, seconds=seconds))
     write_sound(Path(run.sound), sound)
     record(run.package, Path(run.workload), audio=sound, threads=run.threads)
 

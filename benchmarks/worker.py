@@ -29,6 +29,10 @@ def contender(kind: str, **settings: Any) -> Any:
         from .own_session import DitParts
 
         return DitParts(**settings)
+    if kind == "ladder":
+        from .own_ladder import OwnLadder
+
+        return OwnLadder(**settings)
     if kind == "onnxruntime":
         from .peer_onnxruntime import PlainOnnxRuntime
 
@@ -41,7 +45,9 @@ def contender(kind: str, **settings: Any) -> Any:
         from .peer_torch import PlainTorch
 
         return PlainTorch(**settings)
-    raise ValueError(f"contender {kind!r} is unknown; expected edgereels, parts, onnxruntime, openvino or torch")
+    raise ValueError(
+        f"contender {kind!r} is unknown; expected edgereels, parts, ladder, onnxruntime, openvino or torch"
+    )
 
 
 def answer(make: Callable[[], Any], request: Mapping[str, Any]) -> dict[str, Any]:
