@@ -17,11 +17,13 @@ from . import metrics
 from .audio import SAMPLE_RATE
 from .engine import open_engine
 from .errors import VerificationError
+from .graph_identity import WEIGHTS
 from .ladder_gates import AT_LEAST, COARSE_LIMIT_DB, Gate, GateResult, check
 from .ladder_recording import Recording, Sample
 from .metrics import Array, Pixels
 from .model_package import ModelPackage
 from .onnx_preflight import Tensor
+from .package_files import sha256_of
 from .placement import Asked
 from .quality import ControlResult
 
@@ -141,7 +143,21 @@ def scaled_copy(package: ModelPackage, graph: str, *, folder: Path, scale: float
             values = stream.read(tensor.size_bytes)
             stream.seek(offset)
             stream.write(scaled_bytes(values, dtype=tensor.dtype, scale=scale))
+    _rename_weights(path)
     return path
+
+
+def _rename_weights(graph: Path) -> None:
+    """Call the files of weights beside a graph after what they hold now, which is how OpenVINO's engine knows them.
+
+    Under the old names it would take the graph for the unscaled one: refuse the files, or have it in its cache.
+    """
+    data = graph.read_bytes()
+    for file in list((graph.parent / WEIGHTS).glob("*.bin")):
+        new = file.with_stem(sha256_of(file))
+        file.rename(new)
+        data = data.replace(f"{WEIGHTS}/{file.name}".encode(), f"{WEIGHTS}/{new.name}".encode())  # as long as before
+    graph.write_bytes(data)
 
 
 def scaled_bytes(values: bytes, *, dtype: str, scale: float) -> bytes:
