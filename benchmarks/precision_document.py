@@ -167,7 +167,7 @@ def _circumstances(parts: Parts) -> str:
     told += [parts["rounds"]["circumstances"]] if "rounds" in parts else []
     if not told:
         return ""
-    machine = parts.get("rounds", {}).get("machine", "")
+    machine = told[0]["before"].get("machine")
     loads = [each["before"]["load_1_min"] for each in told if each["before"]["load_1_min"] is not None]
     stolen = sum(each["after"]["steal_s"] - each["before"]["steal_s"] for each in told)
     began, ended = min(each["before"]["at"] for each in told), max(each["after"]["at"] for each in told)
