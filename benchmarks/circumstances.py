@@ -14,7 +14,7 @@ QUIET_LOAD = 0.5
 
 
 def circumstances() -> dict[str, Any]:
-    """Return machine and time, the load average, and how much processor time other machines on the same host took (steal)."""
+    """Return machine, time, load average, and how much processor time other machines on the host took (steal)."""
     return {
         "machine": processor_name(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
