@@ -7,13 +7,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..runtime import processor_name
+
 QUIET_LOAD = 0.5
 """Load average over the last minute above which figures of a fresh start are not to be trusted."""
 
 
 def circumstances() -> dict[str, Any]:
-    """Return the time, the load average, and how much processor time other machines on the same host took (steal)."""
+    """Return machine, time, load average, and how much processor time other machines on the host took (steal)."""
     return {
+        "machine": processor_name(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "load_1_min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "steal_s": _steal_s(),

@@ -8,8 +8,8 @@ import numpy as np
 from ..runtime import ModelPackage
 from ..runtime.ladder import climb
 
-RUNGS = ("graph", "clip")
-"""Without the window, whose sound is cut to a length at which a capped OpenVINO ends the process (see `sound`)."""
+RUNGS = ("clip",)
+"""The other rungs cut the sound to lengths at which a capped OpenVINO ends the process (see `sound.emulable`)."""
 
 
 class OwnLadder:

@@ -167,7 +167,7 @@ def _circumstances(parts: Parts) -> str:
     told += [parts["rounds"]["circumstances"]] if "rounds" in parts else []
     if not told:
         return ""
-    machine = parts.get("rounds", {}).get("machine", "")
+    machine = told[0]["before"].get("machine")
     loads = [each["before"]["load_1_min"] for each in told if each["before"]["load_1_min"] is not None]
     stolen = sum(each["after"]["steal_s"] - each["before"]["steal_s"] for each in told)
     began, ended = min(each["before"]["at"] for each in told), max(each["after"]["at"] for each in told)
@@ -281,13 +281,14 @@ def _fidelity(parts: Parts) -> str:
     header += ["seams (reference's)", "lips", "lag ms", "gates"]
     missed = [f"- {named(row.recipe)}, {ENGINE_NAMES[row.engine]}: {line}" for row in rows for line in _missed(row)]
     below = "\n\nGates that were missed, and by how much:\n\n" + "\n".join(missed) if missed else ""
-    counts = next(row.ladder["counts"] for row in rows if "counts" in row.ladder)
+    counts = max((row.ladder["counts"] for row in rows if "counts" in row.ladder), key=lambda each: each["frames"])
     return f"""## Recipe × engine: the quality ladder
 
 `edgereels verify --ladder`, {counts["frames"]} frames in {counts["windows"]} windows from the same noise as the
 reference, which is the package as exported on ONNX Runtime in float32. DiT, decoder and latents of a window: SQNR in
 dB; clips in dB; "lips" is the correlation of the mouth's motion with the reference's. Capped to AVX2 it is the 4 s that
-were timed, graphs and clip only.
+were timed, and the clip only: at other lengths of sound OpenVINO 2026.4.1 ends the process under the cap, in a
+normalisation whose last values go through code for another instruction set.
 
 {table(header, [_ladder_row(row) for row in rows])}{below}"""
 

@@ -35,7 +35,8 @@ def command(verb: str, *arguments: str, environment: Mapping[str, str] | None = 
         check=False,
         env={**os.environ, **(environment or {})},
     )
-    return done.returncode, done.stdout, (done.stderr.strip().splitlines() or [""])[-1]
+    complaint = (done.stderr.strip().splitlines() or [""])[-1].removeprefix(f"edgereels {verb}: ")
+    return done.returncode, done.stdout, complaint
 
 
 def folder_of(run: Run, recipe: str) -> str:

@@ -19,7 +19,13 @@ from edgereels.benchmarks.precision_document import document, rows_of
 from edgereels.benchmarks.precision_plot import CEILING_DB, marks, plot
 from edgereels.benchmarks.workload import SUBNETWORKS
 
-MOMENT = {"at": "2026-11-22T17:40:00+00:00", "load_1_min": 0.2, "steal_s": 1.0, "system": "Linux", "python": "3.11.7"}
+MOMENT = {
+    "machine": "A processor, 2 cores usable",
+    "at": "2026-11-22T17:40:00+00:00",
+    "load_1_min": 0.2,
+    "steal_s": 1.0,
+    "system": "Linux",
+}
 CIRCUMSTANCES = {"before": MOMENT, "after": MOMENT | {"steal_s": 3.0}}
 SPEED = {"ONNX Runtime f32": 0.40, "OpenVINO f32": 0.30, "OpenVINO auto": 0.20, "OpenVINO f32, AVX2": 0.35}
 OURS, PEER_NAMES = "edgereels, OpenVINO auto", (EAGER, BEST, PLAIN_ONNXRUNTIME, PLAIN_OPENVINO)
