@@ -185,6 +185,7 @@ def test_a_broken_activation_is_named(package: ModelPackage, recording: Recordin
         watch(package, broken, scratch=tmp_path, threads=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("graph", "output", "least_db"),
     [("dit", "velocity", 24.0), ("vae_decoder_next", "frames", 28.0), ("vae_encoder_next", "latents", 25.0)],

@@ -87,6 +87,7 @@ def test_a_package_that_runs_here_is_exit_code_0_and_one_screen(
     assert any(line.startswith("memory") and "measured" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_other_engines_are_really_timed(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert edgereels(["doctor", str(package), "--threads", "1", "--json", "--device", "onnxruntime:CPU"]) == 0
     text = capsys.readouterr().out

@@ -138,6 +138,7 @@ def test_without_a_mouth_box_there_are_no_gates_of_a_face(faceless: Path) -> Non
     assert not_run.name == "shifted audio" and "mouth box" in not_run.note
 
 
+@pytest.mark.slow
 def test_a_package_without_avatars_borrows_the_embedded_face(faceless: Path, tmp_path: Path) -> None:
     root = copy_of(faceless, tmp_path / "nobody")
 
@@ -200,6 +201,7 @@ def test_openvino_is_held_against_onnx_runtime(reference: ModelPackage) -> None:
     assert 0 < max(row["rel_l2"] for row in found.rungs["graph"]) < 1e-5  # other kernels, the same arithmetic
 
 
+@pytest.mark.slow
 def test_the_command_line_climbs_and_says_where_a_gate_is_missed(
     reference: ModelPackage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

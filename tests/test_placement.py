@@ -241,6 +241,7 @@ def windows(device: str, *, seed: int) -> list[np.ndarray]:
         return [chunk.frames.astype(int) for chunk in session.stream(audio=sound, seed=seed)]
 
 
+@pytest.mark.slow
 def test_both_libraries_make_the_same_avatar_window_by_window() -> None:
     """Rounding alone: one of 255 levels at most, 99.99 % of values identical when this was written."""
     theirs = windows("onnxruntime:CPU", seed=1)
