@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.errors import UsageError
+from ..runtime.errors import EdgereelsError, UsageError
 from ..runtime.metrics import MOST_DB
 from ..runtime.model_package import ModelPackage
 from .calibration import Ranges, find_ranges
@@ -167,7 +167,8 @@ def search(
 
     Raises:
         EngineError: a candidate can't be run.
-        UsageError: the recipe changes nothing that a render runs, the budget can't be met, or both budgets are given.
+        UsageError: the recipe changes nothing that a render runs, or both budgets are given.
+        EdgereelsError: the budget can't be met.
     """
     if budget_bytes is not None and least_db is not None:
         raise UsageError("a size budget and an error budget were given; expected one of them")
@@ -251,7 +252,7 @@ def _within_error(points: Sequence[Point], least_db: float) -> Point:
     fitting = [point for point in points if point.harm.worst_db >= least_db and point.parts]
     if not fitting:
         best = max((point for point in points if point.parts), key=lambda point: point.harm.worst_db)
-        raise UsageError(
+        raise EdgereelsError(
             f"no sum of parts stays within the error budget: {best.parts} parts come to {best.harm.worst_db:.1f} dB; "
             f"expected at least {least_db:.1f} dB: allow more error, or take a milder recipe"
         )
@@ -270,7 +271,7 @@ def _within_size(
     saved, count = 0, 0
     while unsaved_bytes - saved > budget_bytes:
         if count == len(ranked) or ranked[count].part.saved_bytes <= 0:
-            raise UsageError(
+            raise EdgereelsError(
                 f"with every part quantized the package takes {(unsaved_bytes - saved) / 1e6:.2f} MB; the budget is "
                 f"{budget_bytes / 1e6:.2f} MB: allow more, or take a recipe with fewer bits"
             )
