@@ -129,8 +129,12 @@ def test_a_signal_ends_a_graph_that_would_run_for_hours(
 
     monkeypatch.setattr(cli, "entry_points", lambda group: [EntryPoint("run", "a:b", group)])
     monkeypatch.setattr(cli, "_load", lambda verb: runs)
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are made deaf to it
     before, began_s = threading.active_count(), time.monotonic()
-    assert cli.main(["run"]) == code
+    try:
+        assert cli.main(["run"]) == code
+    finally:
+        signal.signal(signal.SIGINT, heard)
     assert time.monotonic() - began_s < 30
     assert threading.active_count() <= before + 1  # the timer may not be gone yet
     assert signal.set_wakeup_fd(-1) == -1

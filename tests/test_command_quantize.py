@@ -192,7 +192,8 @@ def test_the_embedded_package_passes_its_gate_on_every_engine(recipe: str, tmp_p
 
 
 @pytest.mark.slow
-def test_a_search_writes_a_recipe_that_replays(tmp_path: Path) -> None:
+def test_a_search_writes_a_recipe_that_replays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgereels.quant.quantize.why_unjudgeable", lambda _source: "this test is about the search")
     words = ("--recipe", "int8", "--no-gate", "--budget-mb", "11", "--write-recipe", tmp_path / "found.json")
     assert quantize("default", tmp_path / "searched", *words) == 0
     package = ModelPackage.open(tmp_path / "searched")

@@ -21,7 +21,7 @@ from edgereels.quant.rewrite import Range
 from edgereels.quant.sensitivity import Curve, compare, decibels, keeping, read_curve, search
 from edgereels.quant.trajectory import Recording, record
 from edgereels.quant.workbench import Workbench
-from edgereels.runtime import AvatarSession, ModelPackage, UsageError
+from edgereels.runtime import AvatarSession, EdgereelsError, ModelPackage, UsageError
 
 from .test_trajectory import speech, write_sound
 
@@ -33,6 +33,9 @@ MIXED = Recipe(
     ),
 )
 """Five parts, the transformer's head among them, of which everybody knows that it suffers most."""
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +254,7 @@ def test_a_budget_that_cannot_be_met_says_what_can(
     package: ModelPackage, recording: Recording, tmp_path: Path, wanted: Mapping[str, float], says: str
 ) -> None:
     one = Recipe("one", (Rule(("vae_decoder*",), ("decoder.middle.1.*",), ("Conv",), "int8"),))
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(EdgereelsError, match=says):
         search(package, recording, recipe=one, scratch=tmp_path, scenes=1, threads=1, **wanted)  # type: ignore[arg-type]
 
 
