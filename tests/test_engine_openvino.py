@@ -551,10 +551,11 @@ def test_threads_bound_the_work_of_all_graphs_together(tmp_path: Path) -> None:
 def loop_of(graph: Path, *, size: int) -> str:
     """Return a program that runs a graph until it is interrupted."""
     return f"""
-        import sys
+        import signal, sys
         import numpy as np
         from pathlib import Path
         from edgereels.runtime.engine import open_engine
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are made deaf to it
         engine = open_engine(Path({str(graph)!r}), device="openvino:CPU", threads=1)
         value = np.zeros(({size}, {size}), np.float32)
         engine.freeze([{{"x": value.shape}}])
@@ -577,8 +578,11 @@ def test_ctrl_c_ends_a_program_in_the_middle_of_a_run(size: int, tmp_path: Path)
     time.sleep(0.5)
     child.send_signal(signal.SIGINT)
     began_s = time.monotonic()
+    limit = threading.Timer(20, child.kill)  # one that is deaf would run for hours
+    limit.start()
     with child:
         assert child.stdout.read() == b"interrupted\n"
+    limit.cancel()
     assert child.wait() == 130
     assert time.monotonic() - began_s < 5
 
