@@ -100,7 +100,9 @@ def test_busy_threads_are_counted_as_the_system_shows_them() -> None:
     sampler = threading.Thread(target=host_program.sample, args=(os.getpid(), stop, seen))
     for thread in (spinning, sampler):
         thread.start()
-    time.sleep(0.3)
+    limit_s = time.monotonic() + 30  # the sampler shares the interpreter with what it watches
+    while len(seen) < 6 and time.monotonic() < limit_s:
+        time.sleep(0.01)
     stop.set()
     for thread in (spinning, sampler):
         thread.join()
