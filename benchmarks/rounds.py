@@ -5,6 +5,7 @@ A machine that slows down half-way then slows everybody, and a ratio pairs two r
 keeps one contender's thread pools, allocator and environment from the others, and makes its peak memory its own.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -93,7 +94,8 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # a process that is gone never took what was written last
+            self._process.stdin.close()
         self._process.stdout.close()
         try:
             self._process.wait(timeout=20)
