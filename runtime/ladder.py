@@ -65,11 +65,11 @@ def climb(
 
     Raises:
         VerificationError: a fault made on purpose passed its gate: this ladder proves nothing.
-        UsageError: an unknown rung, a sound that is too short, packages of different networks.
+        UsageError: as `check_pair`, or a sound that is too short.
         PackageError: a subnetwork is missing.
         EngineError: the device is not to be had, or a graph could not be run.
     """
-    _check(candidate, reference, rungs)
+    check_pair(candidate, reference, rungs=rungs)
     say = progress or (lambda _line: None)
     ours = Asked(device=device, threads=threads or 0, compute=compute)
     if prepared is None:
@@ -115,12 +115,19 @@ def prepare(
     return Prepared(reference.digest, trial, asked, recording, tuple(latents), frames)
 
 
-def _check(candidate: ModelPackage, reference: ModelPackage, rungs: Collection[str]) -> None:
+def check_pair(candidate: ModelPackage, reference: ModelPackage, *, rungs: Collection[str] = RUNGS) -> None:
+    """Refuse what makes no ladder; no engine is needed to tell.
+
+    Raises:
+        UsageError: an unknown rung, or a reference that is another model: not the package that the candidate was
+            quantized from; for one that is not quantized, neither itself nor an export of the same checkpoint.
+    """
     unknown = sorted(set(rungs) - set(RUNGS))
     if unknown or not rungs:
         raise UsageError(f"rungs {', '.join(unknown) or 'are none'}; expected some of {', '.join(RUNGS)}")
     if set(rungs) == {"block"} and not parts_of(candidate):
         raise UsageError(f"{candidate.name} holds its transformer whole, without blocks; expected another rung as well")
+    _check_origin(candidate, reference)
     for name, entry in candidate.manifest.graphs.items():
         known = reference.manifest.graphs.get(name)
         if known is None or (known.inputs, known.outputs) != (entry.inputs, entry.outputs):
@@ -133,6 +140,35 @@ def _check(candidate: ModelPackage, reference: ModelPackage, rungs: Collection[s
             f"{candidate.name} is sampled in another way than {reference.name} (window, steps, ...); expected the "
             "package that it was made from"
         )
+
+
+def _check_origin(candidate: ModelPackage, reference: ModelPackage) -> None:
+    """Raise `UsageError` for a reference that the candidate was not made from."""
+    done = candidate.manifest.quantization
+    if done is not None and done.source != reference.digest:
+        raise UsageError(
+            f"the reference {reference.name} has the digest {reference.digest[:16]}; expected {done.source[:16]}, the "
+            f"package that {candidate.name} was quantized from: name that one as --reference"
+        )
+    if done is not None or candidate.digest == reference.digest:
+        return
+    if reference.manifest.quantization is not None:
+        raise UsageError(
+            f"the reference {reference.name} is quantized ({reference.manifest.quantization.recipe}); expected the "
+            f"package that it was made from, {reference.manifest.quantization.source[:16]}"
+        )
+    ours, theirs = _checkpoint_of(candidate), _checkpoint_of(reference)
+    if not ours or any(theirs.get(subnetwork) != files for subnetwork, files in ours.items()):
+        raise UsageError(
+            f"the reference {reference.name} (digest {reference.digest[:16]}) is another model than {candidate.name} "
+            f"({candidate.digest[:16]}), which is not quantized: leave --reference out, or name an export of the same "
+            "checkpoint"
+        )
+
+
+def _checkpoint_of(package: ModelPackage) -> dict[str, set[str]]:
+    """Return subnetwork to the digests of the files that it was exported from; those without any are left out."""
+    return {name: {file.sha256 for file in files} for name, files in package.manifest.sources.items() if files}
 
 
 def _reference_device() -> str:
