@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import MissingExtraError
+from ..runtime.model_package import package_path
 from ..runtime.options import OptionParser, add_print_options, threads
-from ..runtime.sinks import BytesSink, check_target
+from ..runtime.render_files import check_targets
+from ..runtime.sinks import BytesSink
 from .recipes import BUILT_IN, load_recipe, recipe_bytes
 
 if TYPE_CHECKING:
@@ -32,9 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), extra="quant", purpose="edgereels quantize") from error
 
-    for path in (options.write_recipe, options.draw):
-        if path is not None:
-            check_target(path)
+    _check_files(options)
     started = time.monotonic()
     request = Request(
         package=options.package,
@@ -66,6 +66,17 @@ def main(argv: list[str] | None = None) -> int:
     seconds = time.monotonic() - started
     print(f"{options.out}: {recipe.name} in {seconds:.0f} s, digest {done.package.digest}")
     return 0
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuse, before any work, files of results that can't be written or must not be where they are asked for."""
+    made = {"--write-recipe": options.write_recipe, "--draw": options.draw}
+    out: Path = options.out
+    check_targets(
+        {name: path for name, path in made.items() if path is not None},
+        inputs={"--recipe": options.recipe} if Path(options.recipe).is_file() else {},
+        packages=[package_path(options.package), out, out.parent / f"{out.name}.partial"],
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

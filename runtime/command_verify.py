@@ -10,11 +10,12 @@ from typing import Any
 
 from .engine import library_of, open_engine, parse_device
 from .errors import UsageError
-from .ladder import RUNGS, climb
-from .model_package import ModelPackage
+from .ladder import RUNGS, check_pair, climb
+from .model_package import ModelPackage, package_path
 from .options import OptionParser, add_run_options
 from .quality import PASSED, Quality, table
-from .sinks import BytesSink, check_target
+from .render_files import check_targets
+from .sinks import BytesSink
 from .verification import GraphCheck, Verification, report_of, verify_package
 
 
@@ -46,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     ladder.add_argument(
         "--reference",
         metavar="PACKAGE",
-        help="the package that this one was made from (default: itself, where it is not quantized)",
+        help="the package that this one was quantized from (default: itself, where it is not quantized)",
     )
     ladder.add_argument(
         "--rungs", type=_rungs, default=RUNGS, metavar="NAME[,...]", help=f"some of {','.join(RUNGS)} (default: all)"
@@ -68,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Verify a package; return 0 where everything agrees, else 1."""
     arguments = _parser().parse_args(argv)
     if arguments.report:
-        check_target(arguments.report)
+        read = [named for named in (arguments.package, arguments.reference) if named is not None]
+        check_targets(
+            {"--report": arguments.report}, inputs={"--audio": arguments.audio}, packages=[*map(package_path, read)]
+        )
     package = ModelPackage.open(arguments.package, verify="full")
     reference = _reference(package, arguments)
     compute = arguments.compute or ("auto" if arguments.ladder else "f32")
@@ -98,7 +102,7 @@ def _reference(package: ModelPackage, arguments: argparse.Namespace) -> ModelPac
     """Open what the ladder compares with; None where no ladder was asked for.
 
     Raises:
-        UsageError: there is a reference and no ladder, or a quantized package and no reference.
+        UsageError: there is a reference and no ladder, a quantized package and no reference, or one of another model.
     """
     if not arguments.ladder:
         if arguments.reference or arguments.audio or arguments.rungs != RUNGS:
@@ -109,7 +113,9 @@ def _reference(package: ModelPackage, arguments: argparse.Namespace) -> ModelPac
             f"{package.name} is quantized; its ladder needs --reference, the package with the digest "
             f"{package.manifest.quantization.source[:16]}"
         )
-    return package if arguments.reference is None else ModelPackage.open(arguments.reference, verify="full")
+    reference = package if arguments.reference is None else ModelPackage.open(arguments.reference, verify="full")
+    check_pair(package, reference, rungs=arguments.rungs)
+    return reference
 
 
 def _verify(package: ModelPackage, *, asked: dict[str, Any], full: bool, say: Callable[[str], None]) -> Verification:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a render, before anything is computed: can they be written, and does none replace another?"""
+"""The files that a verb makes, before anything is computed: can they be written, and does none replace another?"""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,21 @@ from .errors import UsageError
 from .sinks import check_target, import_av
 
 
-def check_targets(made: Mapping[str, Path], *, inputs: Mapping[str, Any]) -> None:
+def check_targets(made: Mapping[str, Path], *, inputs: Mapping[str, Any], packages: Collection[Path] = ()) -> None:
     """Refuse files that can't be written, and files of which one would replace another or what is read.
+
+    Args:
+        made: option or argument to the file that is written.
+        inputs: the same for what is read; values that are no paths are passed over.
+        packages: folders, there or not yet, that hold what their manifest lists and nothing else.
 
     Raises:
         OutputError: a folder is missing or closed, or a name belongs to something that is no file.
-        UsageError: two names mean the same file.
+        UsageError: two names mean the same file, or one lies in a package.
     """
-    for path in made.values():
+    for name, path in made.items():
+        for package in packages:
+            _check_outside(path, package, name=name)
         check_target(path)
     taken = {_placed(Path(value)): name for name, value in inputs.items() if isinstance(value, str | Path)}
     for name, path in made.items():
@@ -26,6 +33,16 @@ def check_targets(made: Mapping[str, Path], *, inputs: Mapping[str, Any]) -> Non
             taken[used] = name
     if "out" in made:
         import_av()
+
+
+def _check_outside(path: Path, package: Path, *, name: str) -> None:
+    """Refuse a file that is a package, lies in one, or is written aside as one."""
+    for used in (path, path.parent / f"{path.name}.partial"):
+        if _placed(used).is_relative_to(package.resolve()):
+            raise UsageError(
+                f"{name} {path} means the package {package} or a file in it; expected a file outside of it, since a "
+                "package holds what its manifest lists and nothing else: choose another folder"
+            )
 
 
 def _placed(path: Path) -> Path:

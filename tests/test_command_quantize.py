@@ -2,6 +2,7 @@
 """`edgereels quantize` on the command line: what it prints, what it leaves, and its bad days."""
 
 import json
+import shutil
 import subprocess
 import sys
 import wave
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgereels.quant import gate
-from edgereels.quant.recipes import parse_recipe
+from edgereels.quant.recipes import BUILT_IN, parse_recipe, recipe_bytes
 from edgereels.runtime.cli import main as edgereels
 from edgereels.runtime.model_package import ModelPackage
 from edgereels.runtime.quality import read_quality
@@ -99,6 +100,50 @@ def test_bad_days_are_one_line_and_leave_nothing(
     assert said in printed
     assert printed.count("\n") == 1
     assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("option", ["--write-recipe", "--draw"])
+@pytest.mark.parametrize(
+    "place",
+    ["in/found", "in", "in/weights/found", "link/found", "out", "out/found", "out.partial", "out.partial/found"],
+)
+def test_no_result_is_written_into_a_package(
+    option: str, place: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "in"
+    shutil.copytree(source, package)
+    (tmp_path / "link").symlink_to(package)
+    there = sorted(package.rglob("*"))
+    assert quantize(package, tmp_path / "out", "--recipe", "int8", "--no-gate", option, tmp_path / place) == 2
+    printed = capsys.readouterr().err
+    assert f"{option} {tmp_path / place} means the package" in printed and printed.count("\n") == 1
+    assert sorted(package.rglob("*")) == there and names(tmp_path) == {"in", "link"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--write-recipe", "found", "--draw", "found"], "--draw and --write-recipe both mean found"),
+        (["--write-recipe", "mine.json"], "--write-recipe and --recipe both mean mine.json"),
+        (["--draw", "missing/found"], "missing is no folder"),
+        (["--draw", "elsewhere/found"], "has no audio_encoder"),  # control: what is outside is no reason
+    ],
+    ids=["both", "the recipe", "nowhere", "elsewhere"],
+)
+def test_results_replace_neither_each_other_nor_the_recipe(
+    words: list[str],
+    said: str,
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "mine.json").write_bytes(recipe_bytes(BUILT_IN["int8"]))
+    monkeypatch.chdir(tmp_path)
+    assert quantize(source, "out", "--recipe", "mine.json", "--no-gate", *words) != 0
+    assert said in capsys.readouterr().err
+    assert names(tmp_path) == {"elsewhere", "mine.json"}
 
 
 def test_a_target_that_exists_needs_force(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

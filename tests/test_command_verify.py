@@ -300,6 +300,22 @@ def test_a_report_into_a_folder_that_is_missing_is_refused_first(
     assert "create it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", ["tiny.edgereels", "tiny.edgereels/report.json", "tiny.edgereels/golden/report.json"])
+@pytest.mark.parametrize("role", ["package", "reference"])
+def test_a_report_into_a_package_is_refused_first(
+    place: str, role: str, package: Path, original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--report", str(tmp_path / place))
+    if role == "reference":
+        assert verify(original, "--ladder", "--reference", str(package), *words) == 2
+    else:
+        assert verify(package, *words) == 2
+    printed = capsys.readouterr().err
+    assert "a package holds what its manifest lists" in printed and printed.count("\n") == 1
+    assert verify(package) == 0  # nothing was added to it
+    assert verify(package, "--report", str(tmp_path / "report.json")) == 0  # control: beside it is fine
+
+
 @pytest.mark.parametrize(
     "arguments",
     [[], ["a", "--device", "tpu"], ["a", "--compute", "int4"], ["a", "--threads", "0"], ["a", "--threads", "two"]],
@@ -376,17 +392,73 @@ def test_options_of_the_ladder_need_it(
     assert "wrong usage" in capsys.readouterr().err
 
 
+def quantized_from(source: str, root: Path) -> Path:
+    """Make a package say that it was quantized from one with that digest."""
+
+    def quantize(fields: dict[str, Any]) -> None:
+        covered = {"layers": 1, "parameters": 12, "size_bytes": 12, "fp32_bytes": 48}
+        fields["quantization"] = {"recipe": "int8", "rules": [], "source": source, "calibration": None}
+        fields["quantization"]["covered"] = covered
+
+    change_manifest(root, quantize)
+    return root
+
+
 def test_a_quantized_package_needs_its_reference(
     package: Path, climbs: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def quantize(fields: dict[str, Any]) -> None:
-        covered = {"layers": 1, "parameters": 12, "size_bytes": 12, "fp32_bytes": 48}
-        fields["quantization"] = {"recipe": "int8", "rules": [], "source": "ab" * 32, "calibration": None}
-        fields["quantization"]["covered"] = covered
-
-    change_manifest(package, quantize)
+    quantized_from("ab" * 32, package)
     assert verify(package, "--ladder") == 2
     assert "needs --reference, the package with the digest abab" in capsys.readouterr().err
+    assert climbs == []
+
+
+def test_a_quantized_package_is_held_against_its_source_alone(
+    original: Path, package: Path, tmp_path: Path, climbs: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other one has the same graphs and settings, and differs in its name alone."""
+    source = ModelPackage.open(original).digest
+    quantized_from(source, package)
+    assert verify(package, "--ladder", "--reference", str(original)) == 0
+    other = shutil.copytree(original, tmp_path / "other.edgereels")
+    change_manifest(other, lambda fields: fields.update(name="other"))
+    capsys.readouterr()
+    for reference in (other, package):  # nor against itself
+        assert verify(package, "--ladder", "--reference", str(reference)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        digest = ModelPackage.open(reference).digest
+        assert f"has the digest {digest[:16]}; expected {source[:16]}" in line and "--reference" in line
+    assert len(climbs) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"name": "renamed"}, id="another export of the checkpoint"),
+        pytest.param({"sources": {"dit": [{"file": "b", "size_bytes": 1, "sha256": "1" * 64}]}}, id="retrained"),
+        pytest.param({"sources": {}}, id="from nobody knows what"),
+    ],
+)
+def test_an_unquantized_package_is_held_against_exports_of_its_checkpoint(
+    original: Path,
+    package: Path,
+    climbs: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+) -> None:
+    change_manifest(package, lambda fields: fields.update(change))
+    is_other = "sources" in change
+    assert verify(original, "--ladder", "--reference", str(package)) == (2 if is_other else 0)
+    assert ("is another model than tiny.edgereels" in capsys.readouterr().err) == is_other
+    assert len(climbs) == (0 if is_other else 1)
+
+
+def test_a_quantized_package_is_no_reference(
+    original: Path, package: Path, climbs: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantized_from("ab" * 32, package)
+    assert verify(original, "--ladder", "--reference", str(package)) == 2
+    assert "is quantized (int8); expected the package that it was made from, abab" in capsys.readouterr().err
     assert climbs == []
 
 
