@@ -210,10 +210,11 @@ def parse_recipe(data: bytes, *, where: str) -> Recipe:
     except EdgereelsError as error:
         raise UsageError(str(error)) from error
     table = _object(fields, where=where, keys=("format", "format_version", "name", "rules"))
-    if table["format"] != FORMAT or type(table["format_version"]) is not int or table["format_version"] != 1:
+    version = table["format_version"]
+    if table["format"] != FORMAT or type(version) is not int or version != FORMAT_VERSION:
         raise UsageError(
-            f"{where} has the format {table['format']!r} version {table['format_version']!r}; this build reads "
-            f"{FORMAT} version {FORMAT_VERSION}"
+            f"{where} has the format {table['format']!r} version {version!r}; this build reads {FORMAT} version "
+            f"{FORMAT_VERSION}"
         )
     name, rules = table["name"], table["rules"]
     if not isinstance(name, str) or not name.isprintable() or not name or not isinstance(rules, list) or not rules:
