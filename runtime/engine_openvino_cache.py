@@ -2,7 +2,8 @@
 """Compiled graphs on disk: named after everything that went into them, hashed, in a folder nobody else may write.
 
 OpenVINO uses a compiled graph whose weights were damaged without noticing, so each file holds the digest of what it
-carries, which is compared before OpenVINO sees a byte. What doesn't fit is deleted and compiled again, and said so.
+carries, which is compared before OpenVINO sees a byte: once in a process, and again when the file is another one or was
+written to. What doesn't fit is deleted and compiled again, and said so.
 Files are written aside and renamed; processes may share the folder.
 
 The folder is EDGEREELS_CACHE, else `edgereels/openvino` in the user's own cache folder. Deleting it does no harm.
@@ -19,6 +20,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +39,12 @@ HEADER_BYTES = 256  # magic, key, digest, zeros: what follows stays aligned to c
 BLOB, CRASH, SAFE, ASIDE = ".graph", ".crash", ".safe", ".partial"
 
 Bytes = npt.NDArray[np.uint8]
+
+Stamp = tuple[int, int, int, int]
+"""Device, inode, size in bytes, nanoseconds of the last change: what tells a file from what it was."""
+_verified: dict[Path, Stamp] = {}
+"""Files whose digest this process has compared. A transformer in parts opens closed blocks again in every step, and
+SHA-256 takes 0.6 s and more for a gigabyte."""
 
 
 class OnEvent(Protocol):
@@ -98,17 +106,16 @@ class CompileCache:
         """
         path = self._path(key, BLOB)
         try:
-            mapped = _mapped(path)
-            fault = _fault(mapped, key)
+            mapped, stamp = _mapped(path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:  # ValueError: an empty file can't be mapped
-            mapped, fault = None, str(error)
-        if mapped is None or fault:
+            self.reject(key, reason=str(error), on_event=on_event)
+            return None
+        if _verified.get(path) != stamp and (fault := _fault(mapped, key)):
             self.reject(key, reason=fault, on_event=on_event)
             return None
-        with contextlib.suppress(OSError):  # a read-only file system: then age counts from its making
-            os.utime(path)
+        _verified[path] = _used_now(path, stamp)
         return mapped[HEADER_BYTES:]
 
     def reject(self, key: str, *, reason: str, on_event: OnEvent) -> None:
@@ -245,7 +252,7 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
-def _mapped(path: Path) -> Bytes:
+def _mapped(path: Path) -> tuple[Bytes, Stamp]:
     """Map a file of ours into memory: large graphs then count as file cache, which the system takes back at need."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -253,9 +260,26 @@ def _mapped(path: Path) -> Bytes:
         if fault := _foreign(status) if stat.S_ISREG(status.st_mode) else "is no regular file":
             raise PermissionError(fault)
         # Copy on write: OpenVINO's tensors take writeable memory only, and never write here.
-        return np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY), np.uint8)
+        mapped = np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY), np.uint8)
+        return mapped, _stamp(status)
     finally:
         os.close(descriptor)
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _used_now(path: Path, stamp: Stamp) -> Stamp:
+    """Note on a file that it was used, as `CompileCache` counts age; return its stamp after that.
+
+    Of a file that is not the one with the old stamp any more the old one is returned: it will be hashed again.
+    """
+    with contextlib.suppress(OSError):  # a read-only file system: then age counts from its making
+        if _stamp(path.lstat()) == stamp:
+            os.utime(path, ns=(time.time_ns(), time.time_ns()))  # finer than the system's own: a write differs from it
+            return _stamp(path.lstat())
+    return stamp
 
 
 def _fault(mapped: Bytes, key: str) -> str:

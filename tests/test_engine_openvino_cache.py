@@ -87,6 +87,45 @@ def test_what_was_damaged_is_discarded_and_said(damage: Any, cache: CompileCache
     assert not cache.has(KEY), "the next compilation takes its place"
 
 
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of the files whose digest was compared."""
+    keys: list[str] = []
+    compare = compile_cache._fault
+
+    def counted(mapped: compile_cache.Bytes, key: str) -> str:
+        keys.append(key)
+        return compare(mapped, key)
+
+    monkeypatch.setattr(compile_cache, "_fault", counted)
+    return keys
+
+
+def test_a_file_is_hashed_once_in_a_process(cache: CompileCache, events: Events, hashed: list[str]) -> None:
+    for _again in range(3):
+        loaded = CompileCache(cache.folder).load(KEY, on_event=events)  # every engine opens the cache anew
+        assert loaded is not None and loaded.tobytes() == BLOB
+    assert hashed == [KEY]
+
+
+@pytest.mark.parametrize("how", ["written to", "replaced", "touched"])
+def test_a_file_that_was_written_to_is_hashed_again(
+    how: str, cache: CompileCache, events: Events, hashed: list[str]
+) -> None:
+    """Negative control: what was verified a moment ago is not trusted for its name and size."""
+    assert cache.load(KEY, on_event=events) is not None
+    file = file_of(cache)
+    if how == "touched":
+        file.touch()
+    else:
+        place = file if how == "written to" else file.with_suffix(".new")
+        place.write_bytes(flipped(file.read_bytes()))
+        place.chmod(0o600)
+        place.replace(file)
+    assert (cache.load(KEY, on_event=events) is None) == (how != "touched")
+    assert hashed == [KEY, KEY]
+
+
 @posix_only
 def test_a_file_of_another_user_is_discarded(
     cache: CompileCache, events: Events, monkeypatch: pytest.MonkeyPatch
