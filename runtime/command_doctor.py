@@ -195,10 +195,10 @@ def _graph_lines(rows: Sequence[GraphRow]) -> list[str]:
     """Return a table with a line for all graphs of a subnetwork that share a path."""
     groups: dict[tuple[str, ...], list[GraphRow]] = {}
     for row in rows:
-        groups.setdefault((row.subnetwork, row.provider, row.precision, row.seen, row.fallback or ""), []).append(row)
+        groups.setdefault((row.subnetwork, row.provider, row.precision, _remark(row)), []).append(row)
     cells = [
-        (subnetwork, provider, precision, _files(group), _remark(seen, fallback))
-        for (subnetwork, provider, precision, seen, fallback), group in groups.items()
+        (subnetwork, provider, precision, _files(group), remark)
+        for (subnetwork, provider, precision, remark), group in groups.items()
     ]
     widths = [max(len(row[column]) for row in cells) for column in range(4)] if cells else []
     return [
@@ -215,8 +215,13 @@ def _files(group: Sequence[GraphRow]) -> str:
     )
 
 
-def _remark(seen: str, fallback: str) -> str:
-    return "; ".join(filter(None, ("" if seen else "unverified", f"fallback: {fallback}" if fallback else "")))
+def _remark(row: GraphRow) -> str:
+    told = [
+        "" if row.seen else "unverified",
+        f"fallback: {row.fallback}" if row.fallback else "",
+        str(row.in_parts or ""),
+    ]
+    return "; ".join(filter(None, told))
 
 
 def _need_line(need: Need) -> str:

@@ -21,6 +21,7 @@ from .machine import Memory, Processor, intel_graphics, memory_facts, processor_
 from .manifest import GraphEntry
 from .model_package import ModelPackage
 from .placement import Asked, Placement
+from .report import InParts
 from .seen_hardware import seen_on
 from .split_dit import in_parts
 
@@ -56,6 +57,8 @@ class GraphRow:
     """On what hardware this path was ever run; empty: unverified."""
     fallback: str | None
     """Why it isn't where it was asked to be; None where it is."""
+    in_parts: InParts | None = None
+    """How a transformer was taken apart because memory is short; None where the graph runs whole."""
 
 
 @dataclass(frozen=True)
@@ -343,6 +346,7 @@ def _rows(package: ModelPackage, engines: Mapping[str, Mapping[str, Any]]) -> It
             file=entry.file_for(got["library"]),
             seen=seen_on(provider=got["provider"], system=platform.system(), processor=kind),
             fallback=got.get("fallback"),
+            in_parts=InParts(**parts) if (parts := got.get("in_parts")) else None,
         )
 
 

@@ -272,6 +272,7 @@ class Placement(Mapping[str, Engine]):
             node_counts=dict(engine.node_counts),
             kernel_precisions=dict(getattr(engine, "kernel_precisions", {})),  # not every engine tells
             fallback=self._fallbacks.get(graph),
+            in_parts=engine.in_parts if isinstance(engine, SplitDit) else None,
         )
 
     def _note(self, graph: str) -> None:

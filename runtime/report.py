@@ -20,6 +20,19 @@ SUBNETWORK_NAMES = {
 
 
 @dataclass(frozen=True)
+class InParts:
+    """How a transformer runs that doesn't fit into memory in one piece."""
+
+    blocks: int
+    """That it consists of."""
+    open_blocks: int
+    """Of those, how many stay open; every step opens the others again, one at a time."""
+
+    def __str__(self) -> str:
+        return f"in parts for lack of memory, {self.open_blocks} of {self.blocks} blocks stay open"
+
+
+@dataclass(frozen=True)
 class EngineReport:
     """Where a graph was asked to run, and what runs it."""
 
@@ -39,6 +52,8 @@ class EngineReport:
     """Matrix products and convolutions by what they compute in, {"int8": 49, "bf16": 12}; empty as above."""
     fallback: str | None = None
     """Why the best CPU engine took over from the device that was asked for; None where nothing had to."""
+    in_parts: InParts | None = None
+    """How the fused transformer was taken apart because memory is short; None where a graph runs whole."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -56,6 +71,8 @@ class EngineReport:
 def engines_line(engines: Mapping[str, EngineReport]) -> str:
     """Say in one line what runs on what: "DiT, VAE decoder on OpenVINO (OpenVINO CPU, bf16); colours on ...".
 
+    Where the transformer runs in parts, that follows.
+
     Args:
         engines: graph to its report.
     """
@@ -65,9 +82,11 @@ def engines_line(engines: Mapping[str, EngineReport]) -> str:
         name = SUBNETWORK_NAMES[engine.subnetwork]
         if name not in names:
             names.append(name)
+    said = [f"{', '.join(names)} on {what}" for what, names in groups.items()]
     if len(groups) == 1:
-        return f"everything on {next(iter(groups))}"
-    return "; ".join(f"{', '.join(names)} on {what}" for what, names in groups.items())
+        said = [f"everything on {next(iter(groups))}"]
+    said += [f"the transformer {engine.in_parts}" for engine in engines.values() if engine.in_parts]
+    return "; ".join(said)
 
 
 @dataclass(frozen=True)

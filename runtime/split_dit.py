@@ -6,7 +6,8 @@ stay open, the others are opened for each run and freed after it, so that memory
 reads the rest of the weights from disk.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .cuda_driver import find_cards
@@ -15,6 +16,7 @@ from .errors import EngineError
 from .footprint import Footprint, dit_activations_bytes, estimate
 from .machine import memory_facts
 from .model_package import ModelPackage
+from .report import InParts
 
 FIRST_PART, LAST_PART, BLOCK = "dit_prologue", "dit_epilogue", "dit_block_"
 FUSED = "dit"
@@ -99,51 +101,35 @@ class SplitDit:
             EngineError: a part can't be opened.
         """
         entry = package.graph(FUSED)
-        self._inputs = tuple(spec.name for spec in entry.inputs)
-        self._outputs = tuple(spec.name for spec in entry.outputs)
+        self.input_names = tuple(spec.name for spec in entry.inputs)
+        self.output_names = tuple(spec.name for spec in entry.outputs)
         self._parts = parts_of(package)
         self._open_part = open_part
         blocks = [part for part in self._parts if part.startswith(BLOCK)]
-        self._stay = {FIRST_PART, LAST_PART, *blocks[:open_blocks]}
+        staying = blocks[:open_blocks]
+        self._stay = {FIRST_PART, LAST_PART, *staying}
+        self.in_parts = InParts(len(blocks), len(staying))
+        """How many blocks there are, and how many stay open."""
         self._open: dict[str, Engine] = {}
-        self._first = self._part(FIRST_PART)
-        for part in self._parts:
-            if part in self._stay:
-                self._part(part)
-
-    @property
-    def library(self) -> str:
-        """Of the parts."""
-        return self._first.library
-
-    @property
-    def provider(self) -> str:
-        """Of the parts."""
-        return self._first.provider
-
-    @property
-    def precision(self) -> str:
-        """Of the parts."""
-        return self._first.precision
+        try:
+            for part in self._parts:
+                if part in self._stay:
+                    self._part(part)
+        except BaseException:
+            self.close()  # nobody else knows of those that are open by now
+            raise
+        first = self._open[FIRST_PART]
+        self.library, self.provider, self.precision = first.library, first.provider, first.precision
 
     @property
     def node_counts(self) -> Mapping[str, int]:
-        """Provider to operators, of the parts that stay open."""
-        counts: dict[str, int] = {}
-        for engine in self._open.values():
-            for provider, count in engine.node_counts.items():
-                counts[provider] = counts.get(provider, 0) + count
-        return counts
+        """Provider to operators, of the parts that are open."""
+        return _sum(engine.node_counts for engine in self._open.values())
 
     @property
-    def input_names(self) -> tuple[str, ...]:
-        """Of the fused graph."""
-        return self._inputs
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Of the fused graph."""
-        return self._outputs
+    def kernel_precisions(self) -> Mapping[str, int]:
+        """Matrix products by what they compute in, of the parts that are open and tell."""
+        return _sum(getattr(engine, "kernel_precisions", {}) for engine in self._open.values())
 
     def freeze(self, shapes: Sequence[Shapes]) -> None:
         """Do nothing: shapes of what flows between the parts are known when it flows."""
@@ -161,7 +147,7 @@ class SplitDit:
             known |= self._run_part(part, known)
             if "tokens_out" in known:  # a block's output is the next one's input
                 known["tokens"] = known.pop("tokens_out")
-        return {name: known[name] for name in self._outputs}
+        return {name: known[name] for name in self.output_names}
 
     def close(self) -> None:
         """Free every part."""
@@ -181,3 +167,10 @@ class SplitDit:
         finally:
             if part not in self._stay:
                 self._open.pop(part).close()
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)

@@ -311,6 +311,16 @@ def test_a_fallback_is_shown_beside_the_graph(package: Path) -> None:
     assert "fallback: device cuda:0 was asked for" in screen(found(package, asker(RAN | {"engines": {"dit": got}})))
 
 
+def test_a_transformer_in_parts_is_shown_beside_the_graph(package: Path) -> None:
+    got = GOT | {"in_parts": {"blocks": 40, "open_blocks": 7}}
+    diagnosed = found(package, asker(RAN | {"engines": {"dit": got}}))
+    assert "in parts for lack of memory, 7 of 40 blocks stay open" in screen(diagnosed)
+    (row,) = json.loads(json.dumps(as_json(diagnosed)))["graphs"]
+    assert row["in_parts"] == {"blocks": 40, "open_blocks": 7}
+    whole = found(package, asker(RAN))
+    assert "in parts" not in screen(whole) and as_json(whole)["graphs"][0]["in_parts"] is None
+
+
 def test_a_card_is_shown_and_its_memory_counts(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "find_cards", lambda: ONE_CARD)
     diagnosed = found(package, asker(RAN | {"card_bytes": [3 << 30]}))

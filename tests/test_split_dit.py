@@ -3,17 +3,20 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edgereels.runtime import AvatarSession, split_dit
 from edgereels.runtime.engine import Array, Device, Engine, open_engine
+from edgereels.runtime.errors import EngineError
 from edgereels.runtime.footprint import RENDER_GRAPHS, estimate
 from edgereels.runtime.golden import load_golden
 from edgereels.runtime.machine import Memory
 from edgereels.runtime.metrics import rel_l2
 from edgereels.runtime.model_package import ModelPackage
+from edgereels.runtime.report import EngineReport, engines_line
 from edgereels.runtime.split_dit import SplitDit, in_parts, parts_of, split_for
 from edgereels.runtime.timing import Trace
 
@@ -89,6 +92,29 @@ def test_blocks_in_another_order_are_another_network(package: ModelPackage, monk
     assert rel_l2(split.run(feeds)["velocity"], expected) > 1e-2
 
 
+def test_a_part_that_can_not_be_opened_leaves_none_open(package: ModelPackage) -> None:
+    """Prologue and two blocks are open by then."""
+    opened: list[str] = []
+    closed: list[str] = []
+
+    class Part:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            opened.append(name)
+
+        def close(self) -> None:
+            closed.append(self.name)
+
+    def open_part(part: str) -> Any:
+        if part == "dit_block_02":
+            raise EngineError("no memory")
+        return Part(part)
+
+    with pytest.raises(EngineError, match="no memory"):
+        SplitDit(package, open_part=open_part, open_blocks=5)
+    assert opened == closed == ["dit_prologue", "dit_block_00", "dit_block_01"]
+
+
 def have(monkeypatch: pytest.MonkeyPatch, free_bytes: int | None) -> None:
     monkeypatch.setattr(split_dit, "memory_facts", lambda: Memory(1 << 40, free_bytes, None))
 
@@ -132,15 +158,23 @@ def test_a_session_that_lacks_memory_runs_in_parts_says_so_and_shows_the_same(
 ) -> None:
     sound = np.zeros(16_000, np.float32)
 
-    def frames(trace: Trace | None) -> Array:
+    def frames(trace: Trace | None) -> tuple[Array, dict[str, EngineReport]]:
         with AvatarSession.open("default", threads=1, verify="size", device="onnxruntime:CPU") as session:
-            return np.concatenate([chunk.frames for chunk in session.stream(audio=sound, trace=trace)])
+            shown = np.concatenate([chunk.frames for chunk in session.stream(audio=sound, trace=trace)])
+            return shown, session.engine_reports
 
-    expected = frames(None)
+    expected, whole = frames(None)
     have(monkeypatch, 1 << 20)
     trace = Trace()
-    shown = frames(trace)
+    shown, parted = frames(trace)
     assert np.abs(shown.astype(int) - expected).max() <= 1  # float32 in another order, rounded
     (event,) = (event for event in trace.events if event["event"] == "split")
     assert (event["graph"], event["blocks"], event["open_blocks"]) == ("dit", 5, 0)
     assert "runs in parts, 0 of 5 blocks stay open" in caplog.text
+    assert [graph for graph, got in parted.items() if got.in_parts] == ["dit"]
+    assert parted["dit"].as_dict()["in_parts"] == {"blocks": 5, "open_blocks": 0}
+    (opened,) = (event for event in trace.events if event["event"] == "engine" and event["graph"] == "dit")
+    assert opened["in_parts"] == {"blocks": 5, "open_blocks": 0}
+    said = "the transformer in parts for lack of memory, 0 of 5 blocks stay open"
+    assert engines_line(parted).endswith(said)
+    assert not any(got.in_parts for got in whole.values()) and "in parts" not in engines_line(whole)  # control
