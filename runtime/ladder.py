@@ -9,10 +9,11 @@ ladder that does not notice them is refused.
 
 import os
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 from . import ladder_controls as faults
-from .engine import parse_device
+from .engine import Engine, open_engine, parse_device
 from .errors import UsageError
 from .ladder_recording import Recording, Trial, prepare_trial, record
 from .ladder_rungs import Findings, Prepared, Progress, climb_clip, climb_tensors, climb_window, one_window
@@ -78,13 +79,14 @@ def climb(
         raise UsageError(f"what was prepared is of another package than {reference.name}; prepare that one")
     if "window" in rungs and not prepared.window_latents:
         raise UsageError("what was prepared has no window; prepare it for that rung too")
-    recording, trial, theirs = prepared.recording, prepared.trial, prepared.asked
+    recording, trial = prepared.recording, prepared.trial
     found = Findings(candidate, reference)
     if {"block", "graph"} & set(rungs):
         climb_tensors(found, recording, asked=ours, rungs=rungs, say=say)
         say("control: scaled weights")
         measured = {graph: found.gate_of(graph) for graph in found.got}
-        found.controls.append(faults.scaled_weights(reference, recording, asked=theirs, gates=measured))
+        opener = partial(_open_copy, found, asked=ours)
+        found.controls.append(faults.scaled_weights(reference, recording, gates=measured, open_copy=opener))
     if "window" in rungs:
         say("one window")
         climb_window(found, prepared, asked=ours)
@@ -92,6 +94,14 @@ def climb(
         say("a clip of several windows")
         climb_clip(found, recording, trial, asked=ours, say=say)
     return _quality(found, trial, asked=ours, recording=recording)
+
+
+def _open_copy(found: Findings, graph: str, path: Path, *, asked: Asked) -> Engine:
+    """Open a copy of a graph of the reference as the candidate's own was opened."""
+    got = found.got[graph]
+    compute = got.precision if got.library == "openvino" else "auto"  # ONNX Runtime: what the copy is written in
+    siblings = found.candidate.has_siblings()
+    return open_engine(path, device=got.asked, threads=asked.threads or None, compute=compute, siblings=siblings)
 
 
 def prepare(

@@ -15,16 +15,15 @@ import numpy.typing as npt
 
 from . import metrics
 from .audio import SAMPLE_RATE
-from .engine import open_engine
+from .engine import Engine
 from .errors import VerificationError
 from .graph_identity import WEIGHTS
 from .ladder_gates import AT_LEAST, COARSE_LIMIT_DB, Gate, GateResult, check
-from .ladder_recording import Recording, Sample
+from .ladder_recording import Recording
 from .metrics import Array, Pixels
 from .model_package import ModelPackage
 from .onnx_preflight import Tensor
 from .package_files import sha256_of
-from .placement import Asked
 from .quality import ControlResult
 
 SCALED_WEIGHTS, SWAPPED_FRAMES, SHIFTED_AUDIO = "scaled weights", "swapped frames", "shifted audio"
@@ -42,6 +41,7 @@ PREFERRED = ("dit", "dit_epilogue", "vae_decoder_next")
 """Graphs whose weights are scaled, the first that has any."""
 
 Judge = Callable[[Pixels], list[GateResult]]
+OpenCopy = Callable[[str, Path], Engine]
 
 
 def not_run(name: str, note: str) -> ControlResult:
@@ -69,15 +69,18 @@ def _caught(name: str, results: Sequence[GateResult], *, note: str) -> ControlRe
 
 
 def scaled_weights(
-    reference: ModelPackage, recording: Recording, *, asked: Asked, gates: Mapping[str, Gate]
+    reference: ModelPackage, recording: Recording, *, gates: Mapping[str, Gate], open_copy: OpenCopy
 ) -> ControlResult:
     """Run a scratch copy of a graph of the reference, its weights scaled, against the graph itself.
+
+    It runs on the engine whose gate it goes through, in that engine's precision. The weights are the reference's: a
+    candidate's may be integers, of which not every one can be a twentieth larger.
 
     Args:
         reference: whose graph.
         recording: its inputs and outputs.
-        asked: where it runs.
         gates: graph to the gate that its tensors are held against; others are left alone.
+        open_copy: opens the copy, given the graph's name and the file, on the engine under test.
 
     Raises:
         VerificationError: it passed the gate.
@@ -90,25 +93,21 @@ def scaled_weights(
     samples = (recording.samples[graph][0], recording.samples[graph][-1])
     with tempfile.TemporaryDirectory() as folder:
         path = scaled_copy(reference, graph, folder=Path(folder), scale=scale)
-        results = _results(path, samples, asked=asked)
+        engine = open_copy(graph, path)
+        try:
+            results = [engine.run(sample.feeds) for sample in samples]
+        finally:
+            engine.close()
     main = reference.graph(graph).outputs[0].name
     values = [_figure(gate, ours[main], sample.outputs[main]) for ours, sample in zip(results, samples, strict=True)]
     value = min(values) if gate.sense == AT_LEAST else max(values)
-    note = f"all matrices and kernels of {graph} times {scale:g}"
+    note = f"all matrices and kernels of {graph} times {scale:g}, on {engine.provider} in {engine.precision}"
     return _caught(SCALED_WEIGHTS, [check(gate, value, rung="graph", where=graph)], note=note)
 
 
 def _figure(gate: Gate, ours: Array, theirs: Array) -> float:
     measure: Callable[[Array, Array], float] = getattr(metrics, gate.metric)
     return measure(ours, theirs)
-
-
-def _results(path: Path, samples: Sequence[Sample], *, asked: Asked) -> list[dict[str, Array]]:
-    engine = open_engine(path, device=asked.device, threads=asked.threads or None, compute="f32")
-    try:
-        return [engine.run(sample.feeds) for sample in samples]
-    finally:
-        engine.close()
 
 
 def _scalable(reference: ModelPackage, recording: Recording) -> Iterator[str]:

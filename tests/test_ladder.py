@@ -19,7 +19,7 @@ from edgereels.runtime.engine import open_engine
 from edgereels.runtime.errors import UsageError, VerificationError
 from edgereels.runtime.golden import load_golden
 from edgereels.runtime.ladder import RUNGS, Prepared, climb, prepare
-from edgereels.runtime.ladder_gates import GateResult
+from edgereels.runtime.ladder_gates import AT_MOST, Gate, GateResult
 from edgereels.runtime.ladder_recording import Recording, Sample, ladder_sound, prepare_trial, record
 from edgereels.runtime.ladder_rungs import clip_figures, figures_of
 from edgereels.runtime.model_package import ModelPackage
@@ -94,6 +94,7 @@ def test_the_record_belongs_to_the_candidate(itself: Quality, reference: ModelPa
 def test_every_fault_made_on_purpose_is_caught(itself: Quality) -> None:
     caught = {control.name: control.caught_by for control in itself.controls}
     assert caught == {"scaled weights": "rel_l2", "swapped frames": "psnr_db", "shifted audio": "lag_ms"}
+    assert itself.controls[0].note.endswith("on CPUExecutionProvider in f32")
 
 
 def test_the_shifted_sound_moves_the_lips_by_its_shift(itself: Quality) -> None:
@@ -198,6 +199,8 @@ def test_openvino_is_held_against_onnx_runtime(reference: ModelPackage) -> None:
     found = climbed(reference, reference, device="openvino:CPU", compute="f32", rungs=("graph", "window"))
     assert found.verdict == PASSED, found.misses
     assert found.engine["library"] == "openvino"
+    (control,) = found.controls  # goes through the gate of the engine under test, and runs on it
+    assert control.note.endswith("on OpenVINO CPU in f32")
     assert 0 < max(row["rel_l2"] for row in found.rungs["graph"]) < 1e-5  # other kernels, the same arithmetic
 
 
@@ -323,6 +326,19 @@ def test_scaled_weights_are_seen_by_every_engine(embedded: ModelPackage, device:
         engine.close()
     assert metrics.rel_l2(made[1], made[0]) > 0.2
     assert all(sha256_of(file) == file.stem for file in (tmp_path / "weights").iterdir())
+
+
+def test_an_engine_that_does_not_see_scaled_weights_proves_nothing(
+    reference: ModelPackage, recording: Recording
+) -> None:
+    """Negative control: it opens the graph itself instead of the copy, as one with a stale cache would."""
+    with pytest.raises(VerificationError, match=r"'scaled weights' .*proves nothing"):
+        controls.scaled_weights(
+            reference,
+            recording,
+            gates={"vae_decoder_next": Gate("rel_l2", 1e-4, AT_MOST, "tried")},
+            open_copy=lambda graph, _copy: open_engine(reference.graph_path(graph), device="onnxruntime:CPU"),
+        )
 
 
 def test_the_rungs_are_named_from_the_bottom() -> None:
