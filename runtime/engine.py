@@ -6,7 +6,6 @@ asked for and what was got are never allowed to differ silently: where a device 
 raises `EngineError`.
 """
 
-import os
 import threading
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy.typing as npt
 
 from .engine_openvino_cache import OnEvent
+from .machine import usable_cores
 
 Array = npt.NDArray[Any]
 Resident = Any
@@ -170,12 +170,6 @@ def library_of(device: Device, *, siblings: bool) -> str:
         return "openvino" if device.kind == "openvino" else "onnxruntime"
     has_openvino, has_onnxruntime = (find_spec(module) is not None for module in ("openvino", "onnxruntime"))
     return "openvino" if has_openvino and (siblings or not has_onnxruntime) else "onnxruntime"
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)  # absent on Windows and macOS
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def bounded_threads(asked: int | None) -> int:

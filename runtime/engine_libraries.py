@@ -141,10 +141,3 @@ def machine_findings(processor: Processor) -> Iterator[Finding]:
             f"ONEDNN_MAX_CPU_ISA={processor.isa_cap} is set: OpenVINO uses no newer instructions than that, "
             "ONNX Runtime ignores it",
         )
-    if processor.threads_wanted < processor.usable_cores:
-        yield Finding(
-            "warning",
-            f"{processor.usable_cores} cores are visible, the control group grants the time of "
-            f"{processor.quota_cores:g}: more threads than that only wait",
-            f"--threads {processor.threads_wanted}",
-        )

@@ -6,15 +6,14 @@ is None; nothing here raises because a machine is unlike others.
 """
 
 import ctypes
+import math
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from .engine import usable_cores
 
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
@@ -43,7 +42,7 @@ class Processor:
     cores: int
     """Logical cores of the machine."""
     usable_cores: int
-    """Of those, what this process may be scheduled on (affinity): how many threads engines start by default."""
+    """Of those, what this process may use, see `usable_cores`: how many threads engines start by default."""
     quota_cores: float | None
     """What the control group grants in processor time, as cores; None: no quota, or none that could be read."""
     abilities: Mapping[str, bool]
@@ -60,11 +59,6 @@ class Processor:
     def bf16(self) -> bool | None:
         """Whether it has instructions for bfloat16 products; None: unknown."""
         return self._any(BF16_ABILITIES)
-
-    @property
-    def threads_wanted(self) -> int:
-        """How many threads make sense: usable cores, or fewer where a quota grants less."""
-        return self.usable_cores if self.quota_cores is None else max(1, min(self.usable_cores, int(self.quota_cores)))
 
     def _any(self, wanted: frozenset[str]) -> bool | None:
         known = [self.abilities[name] for name in wanted if name in self.abilities]
@@ -94,11 +88,22 @@ def processor_facts(*, proc: Path = PROC, cgroup: Path = CGROUP) -> Processor:
         name=processor(proc=proc),
         architecture=platform.machine(),
         cores=os.cpu_count() or 1,
-        usable_cores=usable_cores(),
+        usable_cores=usable_cores(proc=proc, cgroup=cgroup),
         quota_cores=_quota_cores(proc, cgroup),
         abilities=_abilities(proc),
         isa_cap=os.environ.get("ONEDNN_MAX_CPU_ISA"),
     )
+
+
+def usable_cores(*, proc: Path = PROC, cgroup: Path = CGROUP) -> int:
+    """Return how many cores this process may use: those it may be scheduled on, or what its control group grants.
+
+    A quota of 1.5 cores counts as 2, one of 0.2 as 1: more threads than that only wait for each other's turn.
+    """
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)  # absent on Windows and macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = _quota_cores(proc, cgroup)
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def memory_facts(*, proc: Path = PROC, cgroup: Path = CGROUP) -> Memory:

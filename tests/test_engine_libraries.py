@@ -136,12 +136,8 @@ def test_what_writes_mp4_files_is_offered_where_it_is_missing(there: bool, count
 # ── The machine ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def processor(*, quota_cores: float | None = None, isa_cap: str | None = None) -> Processor:
-    return Processor("x", "x86_64", 8, 8, quota_cores, {}, isa_cap)
-
-
-def test_a_quota_below_the_cores_names_the_threads_that_make_sense() -> None:
-    assert only(list(machine_findings(processor(quota_cores=2.5)))).command == "--threads 2"
+def processor(*, isa_cap: str | None = None) -> Processor:
+    return Processor("x", "x86_64", 8, 8, None, {}, isa_cap)
 
 
 def test_a_cap_on_instructions_is_mentioned() -> None:
@@ -149,7 +145,7 @@ def test_a_cap_on_instructions_is_mentioned() -> None:
 
 
 def test_a_plain_machine_is_no_finding() -> None:
-    assert list(machine_findings(processor(quota_cores=8.0))) == []
+    assert list(machine_findings(processor())) == []
 
 
 # ── Importing, in a process of its own ───────────────────────────────────────────────────────────────────────────────

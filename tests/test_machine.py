@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from edgereels.runtime import machine
-from edgereels.runtime.machine import intel_graphics, machine_facts, memory_facts, processor_facts, resident_bytes
+from edgereels.runtime import engine, machine
+from edgereels.runtime.machine import (
+    intel_graphics,
+    machine_facts,
+    memory_facts,
+    processor_facts,
+    resident_bytes,
+    usable_cores,
+)
 
 CPUINFO = """processor\t: 0
 model name\t: Intel(R) N100
@@ -94,7 +101,38 @@ def test_a_quota_of_version_1_counts(tmp_path: Path) -> None:
     proc = write(tmp_path / "proc", {"self/cgroup": "4:memory:/x\n1:cpu,cpuacct:/box\n"})
     files = {"cpu/box/cpu.cfs_quota_us": "50000\n", "cpu/box/cpu.cfs_period_us": "100000\n"}
     found = processor_facts(proc=proc, cgroup=write(tmp_path / "cgroup", files))
-    assert (found.quota_cores, found.threads_wanted) == (0.5, 1)
+    assert (found.quota_cores, found.usable_cores) == (0.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("quota", "usable"),
+    [("20000", 1), ("100000", 1), ("150000", 2), ("400000", 4), ("900000", 8), ("max", 8)],
+    ids=["a fifth", "one", "one and a half", "four", "more than there are", "none"],
+)
+@pytest.mark.parametrize("version", [1, 2], ids=["version 1", "version 2"])
+def test_threads_follow_the_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, usable: int, version: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(8)), raising=False)
+    if version == 1:
+        proc = write(tmp_path / "proc", {"self/cgroup": "2:cpu,cpuacct:/box\n"})
+        files = {"cpu/box/cpu.cfs_quota_us": f"{'-1' if quota == 'max' else quota}\n"}
+        files["cpu/box/cpu.cfs_period_us"] = "100000\n"
+    else:
+        proc = write(tmp_path / "proc", {"self/cgroup": "0::/box\n"})
+        files = {"box/cpu.max": f"{quota} 100000\n"}
+    cgroup = write(tmp_path / "cgroup", files)
+    assert usable_cores(proc=proc, cgroup=cgroup) == usable
+    assert processor_facts(proc=proc, cgroup=cgroup).usable_cores == usable
+
+
+def test_sessions_use_no_more_threads_than_the_quota_grants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default, and what is asked for too."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(8)), raising=False)
+    proc = write(tmp_path / "proc", {"self/cgroup": "0::/box\n"})
+    cgroup = write(tmp_path / "cgroup", {"box/cpu.max": "250000 100000\n"})
+    monkeypatch.setattr(engine, "usable_cores", lambda: usable_cores(proc=proc, cgroup=cgroup))
+    assert (engine.bounded_threads(None), engine.bounded_threads(2), engine.bounded_threads(6)) == (3, 2, 3)
 
 
 @pytest.mark.parametrize("text", ["max 100000\n", "", "nonsense\n"], ids=["none", "empty", "nonsense"])
@@ -102,7 +140,7 @@ def test_no_quota_is_none(tmp_path: Path, text: str) -> None:
     proc = write(tmp_path / "proc", {"self/cgroup": "0::/a\n"})
     found = processor_facts(proc=proc, cgroup=write(tmp_path / "cgroup", {"a/cpu.max": text}))
     assert found.quota_cores is None
-    assert found.threads_wanted == found.usable_cores
+    assert found.usable_cores == usable_cores(proc=tmp_path / "nowhere")
 
 
 def test_memory_without_a_limit_is_the_machines(tmp_path: Path, nowhere: Path) -> None:
