@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .doctor_diagnosis import Diagnosis, Gain, GraphRow, Need, diagnose
+from .doctor_diagnosis import Diagnosis, Gain, GraphRow, diagnose
+from .doctor_memory import Need
 from .engine_libraries import Library
 from .engine_wheels import Finding
 from .errors import PackageError

@@ -7,23 +7,23 @@ graph that crashes while it is compiled, memory that runs out.
 
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from .cuda_driver import CudaDriver, find_cards
+from .doctor_memory import Need, estimated_needs, measured_needs
 from .doctor_trial_process import Answer, Ask, ask_trial
-from .engine import Device, bounded_threads, library_of
+from .engine import bounded_threads
 from .engine_libraries import Library, find_libraries, library_findings, machine_findings
 from .engine_wheels import Finding, install_line, media_findings
 from .errors import PackageError
-from .footprint import RENDER_GRAPHS, Footprint, estimate
+from .footprint import estimate
 from .machine import Memory, Processor, intel_graphics, memory_facts, processor_facts
 from .manifest import GraphEntry
 from .model_package import ModelPackage
 from .placement import Asked, Placement
 from .report import InParts
 from .seen_hardware import seen_on
-from .split_dit import in_parts
 
 PACKAGE_TIMEOUT_S = 300.0
 """For running a package once; a few seconds for what `WINDOW_BUDGET_S` lets through."""
@@ -59,27 +59,6 @@ class GraphRow:
     """Why it isn't where it was asked to be; None where it is."""
     in_parts: InParts | None = None
     """How a transformer was taken apart because memory is short; None where the graph runs whole."""
-
-
-@dataclass(frozen=True)
-class Need:
-    """Memory that the package needs against what is free."""
-
-    where: str
-    """"memory" or "cuda:0"."""
-    needed_bytes: int
-    """At its peak, the whole process."""
-    free_bytes: int | None
-    """None where the system doesn't tell."""
-    is_measured: bool
-    """Whether it was measured while running; otherwise estimated from the manifest."""
-    how: str
-    """What was measured, or what the estimate rests on."""
-
-    @property
-    def fits(self) -> bool:
-        """Whether there is enough; unknown counts as enough."""
-        return self.free_bytes is None or self.needed_bytes <= self.free_bytes
 
 
 @dataclass(frozen=True)
@@ -262,36 +241,31 @@ def _try(
     others: Sequence[str],
     ask: Ask,
 ) -> _Tried:
-    device = str(asked["device"])
-    library = _likely_library(package, device)
-    guess = estimate(package, graphs=RENDER_GRAPHS, library=library)
-    estimated = _estimated_need(guess, device=device, memory=memory, cuda=cuda)
-    if not estimated.fits:  # then a session runs the transformer in parts, see `split_dit`
-        guess = in_parts(package, guess, library=library)
-        estimated = _estimated_need(guess, device=device, memory=memory, cuda=cuda)
-        estimated = replace(estimated, how=f"{estimated.how}, the transformer in parts")
-    if not estimated.fits:
-        assert estimated.free_bytes is not None
+    needs = estimated_needs(package, asked=asked, memory=memory, cuda=cuda)
+    short = next((need for need in needs if not need.fits), None)
+    if short is not None:
+        assert short.free_bytes is not None
         return _Tried(
-            fault=f"it needs about {estimated.needed_bytes / 1e9:.1f} GB of {estimated.where}, "
-            f"{estimated.free_bytes / 1e9:.1f} GB are free (estimated, not tried): free some or take a smaller package",
-            needs=(estimated,),
+            fault=f"it needs about {short.needed_bytes / 1e9:.1f} GB of {short.where}, "
+            f"{short.free_bytes / 1e9:.1f} GB are free (estimated, not tried): free some or take a smaller package",
+            needs=needs,
         )
+    work = estimate(package, graphs=("dit",))
     budget_flop = WINDOW_BUDGET_S * FLOPS_PER_THREAD * bounded_threads(asked.get("threads"))
     request = {
         "job": "package",
         "package": str(package.root),
         "asked": dict(asked),
-        "whole_window": guess.window_flop <= budget_flop,
+        "whole_window": work.window_flop <= budget_flop,
         "others": others,
     }
     answer = ask(request, timeout_s=PACKAGE_TIMEOUT_S)
     ran = answer.first("ran")
     if ran is None:
-        return _Tried(fault=answer.fault or "the trial said nothing", needs=(estimated,))
+        return _Tried(fault=answer.fault or "the trial said nothing", needs=needs)
     return _Tried(
         rows=tuple(_rows(package, ran["engines"])),
-        needs=tuple(_measured_needs(ran, estimated=estimated, memory=memory, cuda=cuda)),
+        needs=tuple(measured_needs(ran, estimated=needs, memory=memory, cuda=cuda)),
         gains=tuple(_gain(line) for line in answer.all("other")),
         findings=tuple(_trial_findings(answer)),
         run={key: ran[key] for key in ("mode", "wall_s", "frames", "size", "calls") if key in ran},
@@ -302,35 +276,6 @@ def _trial_findings(answer: Answer) -> Iterator[Finding]:
     """Yield what went wrong after the package itself had run."""
     if answer.fault:
         yield Finding("warning", f"other engines could not be compared: {answer.fault}")
-
-
-def _likely_library(package: ModelPackage, device: str) -> str:
-    """Return which library's files a device would read; "auto" is taken for the CPU, only an estimate hangs on it."""
-    kind, _, name = device.partition(":")
-    return library_of(Device("cpu" if kind == "auto" else kind, name), siblings=package.has_siblings())
-
-
-def _estimated_need(guess: Footprint, *, device: str, memory: Memory, cuda: CudaDriver) -> Need:
-    """Return the need on the device that everything is asked to run on."""
-    how = "weights, caches and the widest activations at the default size"
-    kind, _, number = device.partition(":")
-    if kind == "cuda" and (number or "0").isdecimal() and int(number or 0) < len(cuda.cards):
-        card = cuda.cards[int(number or 0)]
-        return Need(f"cuda:{card.index}", guess.weights_bytes + guess.activations_bytes, card.free_bytes, False, how)
-    return Need("memory", guess.memory_bytes, memory.free_bytes, False, how)
-
-
-def _measured_needs(ran: Mapping[str, Any], *, estimated: Need, memory: Memory, cuda: CudaDriver) -> Iterator[Need]:
-    peak = ran.get("resident_peak_bytes")
-    whole = ran["mode"] == "window"
-    if peak is not None and whole:
-        yield Need("memory", peak, memory.free_bytes, True, "resident at its peak, one window in a process of its own")
-    else:  # golden vectors are small: what they take says little about a real size
-        yield estimated
-    for index, grown in enumerate(ran.get("card_bytes", ())):
-        if grown > 0 and whole and index < len(cuda.cards):
-            free = cuda.cards[index].free_bytes
-            yield Need(f"cuda:{index}", grown, free, True, "taken on the card while one window ran")
 
 
 def _rows(package: ModelPackage, engines: Mapping[str, Mapping[str, Any]]) -> Iterator[GraphRow]:

@@ -191,6 +191,33 @@ def test_a_package_that_fits_in_parts_is_tried(monkeypatch: pytest.MonkeyPatch) 
     assert diagnosed.can_run and need.fits and need.how.endswith("the transformer in parts")
 
 
+def test_memory_counts_where_each_graph_is_placed(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "find_cards", lambda: ONE_CARD)
+    monkeypatch.setattr(diagnosis, "WINDOW_BUDGET_S", 0.0)
+
+    def needs(**asked: Any) -> dict[str, int]:
+        diagnosed = found(package, asker(RAN | {"mode": "golden"}), **asked)
+        return {need.where: need.needed_bytes for need in diagnosed.needs}
+
+    everything = needs()
+    placed = needs(place={"dit": "cuda:0", "vae_decoder": "cuda:0", "vae_decoder_first": "cpu"})
+    assert set(everything) == {"memory"} and set(placed) == {"memory", "cuda:0"}
+    assert sum(placed.values()) == pytest.approx(everything["memory"], rel=0.01)  # weights that both hold count twice
+    assert needs(device="cuda:0", place={"dit": "cpu"})["cuda:0"] < needs(device="cuda:0")["cuda:0"]
+    assert set(needs(place={"dit": "cuda:7"})) == {"memory"}  # no such card: the trial says so
+
+
+def test_a_card_that_is_too_small_for_what_is_placed_on_it_is_not_tried(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = CudaDriver(True, "580.65", "13.0", (Card(0, "NVIDIA Stand-in", 24 << 30, 1000, (8, 9)),))
+    monkeypatch.setattr(diagnosis, "find_cards", lambda: tiny)
+    assert found(package, asker(RAN)).can_run  # nothing runs there
+    diagnosed = found(package, asker(RAN), place={"vae_decoder": "cuda:0"})
+    assert not diagnosed.can_run and "GB of cuda:0" in diagnosed.fault
+    assert [need.fits for need in diagnosed.needs] == [True, False]
+
+
 def test_memory_that_is_not_told_stops_nobody(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "memory_facts", lambda: Memory(None, None, None))
     diagnosed = found(package, asker(RAN))
