@@ -4,17 +4,18 @@
 Every quantized tensor is written once, whatever number of candidates takes it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ..runtime.manifest import LIBRARIES
 from ..runtime.model_package import ModelPackage
-from .layers import ELEMENT_BYTES, Layer
-from .plan import Plan
-from .recipes import KEEP
+from .layers import ELEMENT_BYTES, Layer, StoredTensor
+from .package_size import predicted_bytes
+from .plan import Plan, PlannedGraph
+from .recipes import KEEP, OPERATORS, Recipe, Rule
 from .replay import REPLAYED
 from .rewrite import KEPT, Decided, Storage, StoredWeight, rewrite
 from .stored_weights import lay_out, named, pieces, unchanged
@@ -30,10 +31,6 @@ _EMBEDDINGS = frozenset({"text_embedding", "img_emb", "time_embedding", "time_pr
 """Parts of the transformer before its blocks whose layers are numbered."""
 
 
-QUALITY_BYTES = 1 << 16
-"""Of the quality record of two engines; 38 kB for the embedded package."""
-
-
 @dataclass(frozen=True)
 class Part:
     """Layers that are quantized together or not at all: one part of one block."""
@@ -47,7 +44,7 @@ class Part:
     stored_bytes: int
     """What their weights take in the package as it is."""
     quantized_bytes: int
-    """What they take once quantized, scales included."""
+    """What they take once quantized, scales included; twice where engines want different integers."""
 
     @property
     def saved_bytes(self) -> int:
@@ -93,14 +90,16 @@ class Candidates:
             scratch: folder for graphs and weights.
         """
         self._package = package
+        self._plan = plan
         self._graphs = {graph.source.name: graph for graph in plan.graphs}
         self._library = library
         self._workbench = Workbench(package, scratch / "candidates")
         self._written: dict[tuple[object, Storage], StoredWeight] = {}
 
-    @property
+    @cached_property
     def parts(self) -> tuple[Part, ...]:
         """Every part of which the plan changes something, in the order of the graphs that a replay can exchange."""
+        wanted = self._plan.wanted()
         found: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
         for name in REPLAYED:
             if name not in self._graphs:
@@ -109,7 +108,7 @@ class Candidates:
             for choice in self._choices(name):
                 if choice.rule.form != KEEP.form:
                     part = found.setdefault((subnetwork, part_name(choice.layer.name)), {})
-                    part[choice.layer.name] = _bytes(choice)
+                    part[choice.layer.name] = _bytes(choice.layer.stored, wanted[choice.layer.stored])
         return tuple(
             Part(
                 subnetwork,
@@ -124,7 +123,7 @@ class Candidates:
     @property
     def unmeasured(self) -> tuple[str, ...]:
         """Graphs that the plan changes, and of which no graph that a replay can exchange has the layers."""
-        measured = frozenset[tuple[str, str]]().union(*(part.keys for part in self.parts))
+        measured = _keys(self.parts)
         changed: dict[str, None] = {}
         for name, graph in self._graphs.items():
             for choice in self._choices(name):
@@ -133,45 +132,43 @@ class Candidates:
                     changed[name] = None
         return tuple(changed)
 
-    @property
-    def fixed_bytes(self) -> int:
-        """What the package grows by whatever parts are taken, at most; below 0 where it shrinks.
-
-        Graphs grow, above all by OpenVINO's siblings (0.4 MB of 14 in the embedded package), the quality record comes
-        along, and layers that are not measured shrink.
-        """
-        sizes = self._package.manifest.files
-        grown = QUALITY_BYTES
-        for name, graph in self._graphs.items():
-            libraries = LIBRARIES if graph.has_sibling else LIBRARIES[:1]
-            for library in libraries:
-                model = rewrite(graph.source.model, graph.decided[library], place=_somewhere)
-                grown += model.ByteSize()
-            grown -= sizes[self._package.graph(name).file].size_bytes
-        measured = frozenset[tuple[str, str]]().union(*(part.keys for part in self.parts))
-        others = {
-            choice.layer.stored: _bytes(choice)
-            for name, graph in self._graphs.items()
-            for choice in self._choices(name)
-            if choice.rule.form != KEEP.form and (graph.source.subnetwork, choice.layer.name) not in measured
-        }
-        return grown + sum(after - before for before, after in others.values())
+    def package_bytes(self, parts: Collection[Part]) -> int:
+        """Return what the package takes with these parts quantized; what is not measured is as the recipe says."""
+        left = [part for part in self.parts if part not in parts]
+        recipe = keeping(self._plan.recipe, left, name=self._plan.recipe.name)
+        return predicted_bytes(replace(self._only(parts), recipe=recipe), source=self._package)
 
     def write(self, parts: Collection[Part]) -> dict[str, Path]:
         """Return graph to a file in which these parts are quantized, for those graphs that this changes."""
-        wanted = frozenset[tuple[str, str]]().union(*(part.keys for part in parts))
         paths: dict[str, Path] = {}
-        for name in REPLAYED:
-            if name not in self._graphs:
-                continue
-            source = self._graphs[name].source
-            choices = [
-                choice if (source.subnetwork, choice.layer.name) in wanted else replace(choice, rule=KEEP, range=None)
-                for choice in self._choices(name)
-            ]
-            if any(choice.rule.form != KEEP.form for choice in choices):
-                paths[name] = self._workbench.write(name, rewrite(source.model, choices, place=self._place))
+        for graph in self._only(parts).graphs:
+            choices = graph.decided[self._library]
+            if graph.source.name in REPLAYED and any(choice.rule.form != KEEP.form for choice in choices):
+                model = rewrite(graph.source.model, choices, place=self._place)
+                paths[graph.source.name] = self._workbench.write(graph.source.name, model)
         return paths
+
+    def _only(self, parts: Collection[Part]) -> Plan:
+        """Return the plan in which all other parts are kept as they are."""
+        left = _keys(self.parts) - _keys(parts)
+
+        def settled(graph: PlannedGraph, choice: Decided) -> Decided:
+            is_left = (graph.source.subnetwork, choice.layer.name) in left
+            return replace(choice, rule=KEEP, range=None) if is_left else choice
+
+        return replace(
+            self._plan,
+            graphs=tuple(
+                replace(
+                    graph,
+                    decided={
+                        library: tuple(settled(graph, choice) for choice in choices)
+                        for library, choices in graph.decided.items()
+                    },
+                )
+                for graph in self._plan.graphs
+            ),
+        )
 
     def _choices(self, graph: str) -> tuple[Decided, ...]:
         return self._graphs[graph].decided[self._library]
@@ -191,15 +188,19 @@ class Candidates:
         return self._written[key]
 
 
-def _somewhere(layer: Layer, storage: Storage) -> StoredWeight:
-    """Return a place as long to write down as a real one."""
-    key = (layer.stored, storage)
-    return named(lay_out({layer.stored: (storage,)}), location=f"weights/{'0' * 64}.bin")[key]
+def _keys(parts: Iterable[Part]) -> frozenset[tuple[str, str]]:
+    return frozenset[tuple[str, str]]().union(*(part.keys for part in parts))
 
 
-def _bytes(choice: Decided) -> tuple[int, int]:
-    """Return what a layer's weight takes before and after."""
-    stored = choice.layer.stored
-    before = stored.elements * ELEMENT_BYTES[stored.dtype]
-    (slot,) = lay_out({stored: (Storage.of(choice.rule, choice.layer),)})
-    return before, slot.size_bytes
+def _bytes(stored: StoredTensor, storages: tuple[Storage, ...]) -> tuple[int, int]:
+    """Return what a weight takes before and after, in every form that an engine wants of it."""
+    return stored.elements * ELEMENT_BYTES[stored.dtype], sum(slot.size_bytes for slot in lay_out({stored: storages}))
+
+
+def keeping(recipe: Recipe, parts: Iterable[Part], *, name: str) -> Recipe:
+    """Return a recipe that does the same but for these parts, which it leaves alone."""
+    layers: dict[str, list[str]] = {}
+    for part in parts:
+        layers.setdefault(part.subnetwork, []).extend(part.layers)
+    rules = [Rule((f"{subnetwork}*",), tuple(sorted(names)), OPERATORS, "keep") for subnetwork, names in layers.items()]
+    return replace(recipe, name=name, rules=(*rules, *recipe.rules))

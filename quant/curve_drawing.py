@@ -3,7 +3,7 @@
 
 from html import escape
 
-from .sensitivity import Curve, Harm, decibels
+from .sensitivity import Curve, Harm, Point, decibels
 
 BAR_COLUMNS = 24
 """Longest bar of the text, in characters."""
@@ -16,7 +16,10 @@ COLOURS = ("#1b6ca8", "#c8553d", "#4f772d")
 
 
 def describe(curve: Curve) -> str:
-    """Return the ranking and the curve as lines of text: the longer a bar, the more harm, or the more is saved."""
+    """Return the ranking and the curve as lines of text: the longer a bar, the more harm, or the more is saved.
+
+    A star marks what the recipe takes.
+    """
     return "\n".join([*_ranking(curve), "", *_sums(curve), "", *_choice(curve)])
 
 
@@ -28,29 +31,34 @@ def _ranking(curve: Curve) -> list[str]:
     for number, one in enumerate(curve.ranked, start=1):
         name = f"{number:3} {one.part.subnetwork} {one.part.name}"
         share = (floor - one.harm.worst_db) / max(1e-9, floor - ceiling)
-        lines.append(f"{name:44} {one.part.saved_bytes / 1e6:9.3f} {_figures(one.harm)}  {_bar(share)}")
+        saves = f"{one.part.saved_bytes / 1e6:9.3f}"
+        lines.append(f"{_mark(one.taken)}{name:43} {saves} {_figures(one.harm)}  {_bar(share)}")
     return lines
 
 
 def _sums(curve: Curve) -> list[str]:
-    most = max(1, max(point.saved_bytes for point in curve.points))
-    regions = tuple(curve.points[0].harm.regions)
-    lines = [f"{'least harmful parts together':44} {'saves MB':>9} {_heads(regions)}  saved"]
-    for point in curve.points:
-        mark = "*" if point == curve.chosen else " "
-        saved = f"{point.saved_bytes / 1e6:9.3f}"
-        lines.append(
-            f"{mark}{point.parts:3} parts{'':34} {saved} {_figures(point.harm)}  {_bar(point.saved_bytes / most)}"
-        )
+    most = max(1, max(curve.saved_bytes(point) for point in curve.points))
+    lines = [f"{'parts together':44} {'total MB':>9} {_heads(tuple(curve.points[0].harm.regions))}  saved"]
+    for point in _in_order(curve):
+        mark = _mark(point == curve.chosen)
+        share = max(0.0, curve.saved_bytes(point) / most)
+        size = f"{point.package_bytes / 1e6:9.3f}"
+        lines.append(f"{mark}{point.parts:3} parts{'':34} {size} {_figures(point.harm)}  {_bar(share)}")
     return lines
 
 
+def _in_order(curve: Curve) -> list[Point]:
+    """Return the sums of the first parts, and among them the choice, which may pass over some."""
+    chosen = [] if curve.chosen in curve.points else [curve.chosen]
+    return sorted([*curve.points, *chosen], key=lambda point: -point.package_bytes)
+
+
 def _choice(curve: Curve) -> list[str]:
-    left = [f"{one.part.subnetwork} {one.part.name}" for one in curve.ranked[curve.chosen.parts :]]
-    size = (curve.unsaved_bytes - curve.chosen.saved_bytes) / 1e6
+    left = [f"{one.part.subnetwork} {one.part.name}" for one in curve.ranked if not one.taken]
     lines = [
-        f"{curve.recipe.name}: {curve.chosen.parts} of {len(curve.ranked)} parts, about {size:.2f} MB instead of "
-        f"{curve.package_bytes / 1e6:.2f} MB, {curve.chosen.harm.worst_db:.1f} dB in the worst region",
+        f"{curve.recipe.name}: {curve.chosen.parts} of {len(curve.ranked)} parts, "
+        f"{curve.chosen.package_bytes / 1e6:.2f} MB or a little less instead of {curve.package_bytes / 1e6:.2f} MB, "
+        f"{curve.chosen.harm.worst_db:.1f} dB in the worst region",
         f"kept as they are: {', '.join(left) or 'none'}",
     ]
     if curve.unmeasured:
@@ -66,20 +74,24 @@ def _figures(harm: Harm) -> str:
     return " ".join(f"{decibels(error):10.1f}" for error in harm.regions.values())
 
 
+def _mark(taken: bool) -> str:
+    return "*" if taken else " "
+
+
 def _bar(share: float) -> str:
     return "#" * round(BAR_COLUMNS * share)
 
 
 def draw(curve: Curve) -> str:
     """Return the curve as an SVG: megabytes saved to the right, decibels of each region upwards."""
-    points = [point for point in curve.points if point.parts]
+    points = [point for point in _in_order(curve) if point.parts]
     regions = tuple(points[0].harm.regions)
-    most = max(1, max(point.saved_bytes for point in points))
+    most = max(1, max(curve.saved_bytes(point) for point in points))
     values = [decibels(error) for point in points for error in point.harm.regions.values()]
     low, high = 10 * (min(values) // 10), 10 * (max(values) // 10 + 1)
 
     def across(saved_bytes: float) -> float:
-        return MARGIN + (WIDTH - 2 * MARGIN) * saved_bytes / most
+        return MARGIN + (WIDTH - 2 * MARGIN) * max(0.0, saved_bytes) / most
 
     def up(value: float) -> float:
         return HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * (value - low) / (high - low)
@@ -91,12 +103,12 @@ def draw(curve: Curve) -> str:
         saved = most * quarter / 4
         body.append(_text(across(saved), HEIGHT - MARGIN + 18, f"{saved / 1e6:.2f}", "middle"))
     for colour, region, row in zip(COLOURS, regions, range(len(regions)), strict=False):
-        marks = [(across(point.saved_bytes), up(decibels(point.harm.regions[region]))) for point in points]
+        marks = [(across(curve.saved_bytes(point)), up(decibels(point.harm.regions[region]))) for point in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in marks)
         body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in marks]
         body.append(_text(WIDTH - MARGIN, MARGIN + 16 * row, region, "end", fill=colour))
-    x = across(curve.chosen.saved_bytes)
+    x = across(curve.saved_bytes(curve.chosen))
     body.append(
         f'<line x1="{x:.1f}" y1="{MARGIN}" x2="{x:.1f}" y2="{HEIGHT - MARGIN}" stroke="#444" stroke-dasharray="4"/>'
     )

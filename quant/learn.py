@@ -24,7 +24,7 @@ from .rewrite import Range
 
 logger = logging.getLogger(__name__)
 
-CODEC_VERSION = 1
+CODEC_VERSION = 2
 """Part of the key of resumed work: raised when the same recipe would give other bytes."""
 
 

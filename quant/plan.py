@@ -49,12 +49,12 @@ class PlannedGraph:
     """Engine library to every layer with its rule."""
 
     @property
-    def has_sibling(self) -> bool:
-        """Whether OpenVINO gets a file of its own."""
+    def libraries(self) -> tuple[str, ...]:
+        """Engine libraries that get a file of their own; the first one's is for every other."""
         ours, theirs = (
             [(choice.rule.form, choice.rule.weight_bits) for choice in self.decided[library]] for library in LIBRARIES
         )
-        return ours != theirs or "int8-dynamic" in self.forms
+        return LIBRARIES if ours != theirs or "int8-dynamic" in self.forms else LIBRARIES[:1]
 
     @property
     def forms(self) -> frozenset[str]:

@@ -20,7 +20,7 @@ import onnx
 from ..runtime import __version__
 from ..runtime.errors import PackageError, VerificationError
 from ..runtime.golden import Tolerance, golden_bytes, load_golden
-from ..runtime.manifest import Calibration
+from ..runtime.manifest import LIBRARIES, Calibration
 from ..runtime.model_package import MANIFEST, ModelPackage
 from ..runtime.package_writer import PackageWriter
 from ..runtime.quality import FILE, Quality, quality_bytes
@@ -38,8 +38,8 @@ from .plan import (
 )
 from .recipes import Recipe
 from .request import Progress, Request
-from .rewrite import KEPT, Storage, StoredWeight, rewrite
-from .stored_weights import Slot, lay_out, named, pieces, unchanged
+from .rewrite import Storage, StoredWeight, rewrite
+from .stored_weights import Slot, by_file, changes, lay_out, named, pieces, unchanged
 
 logger = logging.getLogger(__name__)
 
@@ -135,25 +135,22 @@ def _write_weights(
     plan: Plan, *, source: ModelPackage, writer: PackageWriter, progress: Progress
 ) -> tuple[list[Slot], dict[tuple[StoredTensor, Storage], StoredWeight]]:
     """Write every weights file that the graphs still refer to."""
-    wanted = plan.wanted()
     every: list[Slot] = []
     places: dict[tuple[StoredTensor, Storage], StoredWeight] = {}
-    locations = list(dict.fromkeys(stored.location for stored in wanted))
-    for number, location in enumerate(locations, start=1):
-        here = {stored: storages for stored, storages in wanted.items() if stored.location == location}
+    files = by_file(plan.wanted())
+    for number, (location, here) in enumerate(files.items(), start=1):
         slots = lay_out(here)
         every += slots
-        progress(f"weights {number} of {len(locations)}")
-        changes = any(storages != (KEPT,) for storages in here.values())
+        progress(f"weights {number} of {len(files)}")
         key = resume_key("weights", location, [[asdict(slot.stored), asdict(slot.storage)] for slot in slots])
         record = writer.resume(location, key=key)
-        if record is None and changes:
+        if record is None and changes(here):
             record = {"location": writer.add_weights(pieces(slots, root=source.root))}
         elif record is None:
             writer.add_file(location, copied(source.root / location, writer.scratch / "copy"))
             record = {"location": location}
         writer.complete(location, key=key, record=record)
-        places |= named(slots, location=record["location"]) if changes else unchanged(here)
+        places |= named(slots, location=record["location"]) if changes(here) else unchanged(here)
     return every, places
 
 
@@ -188,15 +185,15 @@ def _write_graphs(
         for library, file in _files_of(graph).items():
             model = rewrite(graph.source.model, graph.decided[library], place=place, library=library)
             writer.add_file(file, model.SerializeToString(deterministic=True))
-        if graph.has_sibling:
-            siblings[graph.source.name] = _files_of(graph)[OPENVINO]
+            if library == OPENVINO:
+                siblings[graph.source.name] = file
     return siblings
 
 
 def _files_of(graph: PlannedGraph) -> dict[str, str]:
     name = graph.source.name
-    files = {"onnxruntime": f"{name}.onnx"}
-    return files | {OPENVINO: f"{name}.{OPENVINO}.onnx"} if graph.has_sibling else files
+    own = LIBRARIES[0]
+    return {library: f"{name}.onnx" if library == own else f"{name}.{library}.onnx" for library in graph.libraries}
 
 
 def _write_golden(plan: Plan, *, source: ModelPackage, writer: PackageWriter) -> None:

@@ -6,8 +6,9 @@
    frames shown of a window, where a seam would be seen. Packages without a face are judged by their latents, and their
    decoder by its frames, relative to the reference.
 2. Parts are ordered by harm for each byte they save, and added up in that order; some of these sums are measured.
-3. The longest sum that stays within the error budget, or the shortest that fits the size budget, becomes a recipe: the
-   one that was asked about, behind rules that keep the other parts as they are.
+3. The longest sum that stays within the error budget becomes a recipe: the one that was asked about, behind rules that
+   keep the other parts as they are. Under a size budget it is the shortest sum that fits, less the parts, most harmful
+   first, without which it still fits: the last part added may be a large one.
 """
 
 import json
@@ -23,10 +24,11 @@ from ..runtime.errors import EdgereelsError, UsageError
 from ..runtime.metrics import MOST_DB
 from ..runtime.model_package import ModelPackage
 from .calibration import Ranges, find_ranges
-from .candidates import Candidates, Part
+from .candidates import Candidates, Part, keeping
 from .layers import Layer
+from .package_size import package_bytes
 from .plan import make_plan, read_graphs, static_layers
-from .recipes import OPERATORS, Recipe, Rule, parse_recipe
+from .recipes import Recipe, parse_recipe
 from .replay import Outcome, Replay, Scene
 from .rewrite import Range
 from .trajectory import Recording
@@ -52,6 +54,7 @@ PIXEL_PEAK = 2.0
 
 Frames = npt.NDArray[np.float32]
 Progress = Callable[[str], None]
+SizeOf = Callable[[Sequence[Part]], int]
 
 
 @dataclass(frozen=True)
@@ -81,16 +84,18 @@ class Ranked:
     """Which."""
     harm: Harm
     """With it alone quantized."""
+    taken: bool = False
+    """Whether the recipe quantizes it."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A number of the least harmful parts together."""
+    """Some parts together."""
 
     parts: int
-    """How many, in the order of the curve."""
-    saved_bytes: int
-    """What they save."""
+    """How many: the first of the curve, but for a choice under a size budget, which may pass over some."""
+    package_bytes: int
+    """What the package takes with them: all of its files, predicted."""
     harm: Harm
     """Measured."""
 
@@ -102,17 +107,19 @@ class Curve:
     ranked: tuple[Ranked, ...]
     """In the order in which parts are added: least harm for each byte saved first."""
     points: tuple[Point, ...]
-    """Sums that were measured, by number of parts."""
+    """Sums that were measured, by number of parts; the first is that of none."""
     chosen: Point
-    """The one that the recipe takes."""
+    """What the recipe takes."""
     recipe: Recipe
     """Replays it."""
     package_bytes: int
     """Of the whole package as it is."""
-    unsaved_bytes: int
-    """The same with graphs and records as the recipe needs them, and nothing saved yet."""
     unmeasured: tuple[str, ...]
     """Graphs that the recipe changes and a render doesn't run; they are as the recipe says, whatever the budget."""
+
+    def saved_bytes(self, point: Point) -> int:
+        """Return what the parts of a point save; below 0 where few of them bring another graph along."""
+        return self.points[0].package_bytes - point.package_bytes
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON, from which `read_curve` makes the same curve."""
@@ -123,18 +130,21 @@ def read_curve(fields: Mapping[str, Any]) -> Curve:
     """Return the curve that `Curve.as_json` was called on, before or after its JSON was written."""
 
     def point(value: Mapping[str, Any]) -> Point:
-        return Point(value["parts"], value["saved_bytes"], Harm(dict(value["harm"]["regions"])))
+        return Point(value["parts"], value["package_bytes"], Harm(dict(value["harm"]["regions"])))
 
     return Curve(
         ranked=tuple(
-            Ranked(Part(**one["part"] | {"layers": tuple(one["part"]["layers"])}), Harm(dict(one["harm"]["regions"])))
+            Ranked(
+                Part(**one["part"] | {"layers": tuple(one["part"]["layers"])}),
+                Harm(dict(one["harm"]["regions"])),
+                one["taken"],
+            )
             for one in fields["ranked"]
         ),
         points=tuple(point(value) for value in fields["points"]),
         chosen=point(fields["chosen"]),
         recipe=parse_recipe(json.dumps(fields["recipe"]).encode(), where="the recipe of a curve"),
         package_bytes=fields["package_bytes"],
-        unsaved_bytes=fields["unsaved_bytes"],
         unmeasured=tuple(fields["unmeasured"]),
     )
 
@@ -158,7 +168,8 @@ def search(
         recording: of that package, see `trajectory.record`.
         recipe: what would be done to every part.
         scratch: folder for graphs and weights.
-        budget_bytes: size that the package may have; the least harmful parts are taken until it is that small.
+        budget_bytes: size that all files of the package together may have; the least harmful parts that make it that
+            small are taken.
         least_db: error budget in decibels of the worst region, where there is no size budget; default `LEAST_DB`, or
             `LEAST_RELATIVE_DB` without a face.
         scenes: passes to look at.
@@ -182,36 +193,38 @@ def search(
     plan = make_plan(recipe, graphs, find_range=lambda layer: _range_of(ranges, layer))
     library = "openvino" if recipe.needs_ranges else "onnxruntime"
     candidates = Candidates(package, plan, library=library, scratch=scratch)
-    parts = candidates.parts
-    if not parts:
+    if not candidates.parts:
         raise UsageError(f"the recipe {recipe.name} changes nothing that a render of {package.name} runs")
+    if budget_bytes is not None:
+        _check_size(candidates, budget_bytes)
     with Replay(package, recording, scenes=scenes, threads=threads) as replay:
         judge = _Judge(replay, candidates, mouth_box=package.manifest.mouth_box)
         ranked: list[Ranked] = []
-        for number, part in enumerate(parts, start=1):
-            tell(f"part {number} of {len(parts)}: {part.subnetwork} {part.name}")
+        for number, part in enumerate(candidates.parts, start=1):
+            tell(f"part {number} of {len(candidates.parts)}: {part.subnetwork} {part.name}")
             ranked.append(Ranked(part, judge.harm([part])))
         ranked.sort(key=lambda one: _cost(one))
-        points = [Point(0, 0, judge.nothing)]
+        parts = _parts(ranked)
+        points = [Point(0, candidates.package_bytes([]), judge.nothing)]
         for count in _counts(ranked):
             tell(f"the {count} least harmful parts together")
-            taken = [one.part for one in ranked[:count]]
-            points.append(Point(count, sum(part.saved_bytes for part in taken), judge.harm(taken)))
-        size_bytes = sum(entry.size_bytes for entry in package.manifest.files.values())
-        unsaved_bytes = size_bytes + candidates.fixed_bytes
+            points.append(Point(count, candidates.package_bytes(parts[:count]), judge.harm(parts[:count])))
         if budget_bytes is None:
             default = LEAST_RELATIVE_DB if package.manifest.mouth_box is None else LEAST_DB
             chosen = _within_error(points, default if least_db is None else least_db)
+            taken = parts[: chosen.parts]
         else:
-            chosen = _within_size(points, ranked, unsaved_bytes, budget_bytes, judge, tell)
-    left = [one.part for one in ranked[chosen.parts :]]
+            saving = [one for one in ranked if one.part.saved_bytes > 0]
+            taken = within_size(saving, candidates.package_bytes, budget_bytes=budget_bytes)
+            known = next((point for point in points if parts[: point.parts] == taken), None)
+            tell(f"the {len(taken)} parts of the recipe together")
+            chosen = known or Point(len(taken), candidates.package_bytes(taken), judge.harm(taken))
     return Curve(
-        ranked=tuple(ranked),
-        points=tuple(sorted({point.parts: point for point in [*points, chosen]}.values(), key=lambda p: p.parts)),
+        ranked=tuple(replace(one, taken=one.part in taken) for one in ranked),
+        points=tuple(points),
         chosen=chosen,
-        recipe=keeping(recipe, left, name=f"{recipe.name}-searched"),
-        package_bytes=size_bytes,
-        unsaved_bytes=unsaved_bytes,
+        recipe=keeping(recipe, [part for part in parts if part not in taken], name=f"{recipe.name}-searched"),
+        package_bytes=package_bytes(package),
         unmeasured=candidates.unmeasured,
     )
 
@@ -221,15 +234,6 @@ def _range_of(ranges: Ranges, layer: Layer) -> Range | None:
         return ranges.of(layer.graph, layer.name)
     except UsageError:  # a graph that no render runs; the plan gives its layers another form and says so
         return None
-
-
-def keeping(recipe: Recipe, parts: Sequence[Part], *, name: str) -> Recipe:
-    """Return a recipe that does the same but for these parts, which it leaves alone."""
-    layers: dict[str, list[str]] = {}
-    for part in parts:
-        layers.setdefault(part.subnetwork, []).extend(part.layers)
-    rules = [Rule((f"{subnetwork}*",), tuple(sorted(names)), OPERATORS, "keep") for subnetwork, names in layers.items()]
-    return replace(recipe, name=name, rules=(*rules, *recipe.rules))
 
 
 # ── Choosing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -259,29 +263,34 @@ def _within_error(points: Sequence[Point], least_db: float) -> Point:
     return max(fitting, key=lambda point: point.parts)
 
 
-def _within_size(
-    points: Sequence[Point],
-    ranked: Sequence[Ranked],
-    unsaved_bytes: int,
-    budget_bytes: int,
-    judge: "_Judge",
-    tell: Progress,
-) -> Point:
-    """Return the fewest parts with which the package fits the budget; measured now where that sum was not before."""
-    saved, count = 0, 0
-    while unsaved_bytes - saved > budget_bytes:
-        if count == len(ranked) or ranked[count].part.saved_bytes <= 0:
-            raise EdgereelsError(
-                f"with every part quantized the package takes {(unsaved_bytes - saved) / 1e6:.2f} MB; the budget is "
-                f"{budget_bytes / 1e6:.2f} MB: allow more, or take a recipe with fewer bits"
-            )
-        saved += ranked[count].part.saved_bytes
-        count += 1
-    known = {point.parts: point for point in points}
-    if count in known:
-        return known[count]
-    tell(f"the {count} least harmful parts together")
-    return Point(count, saved, judge.harm([one.part for one in ranked[:count]]))
+def _check_size(candidates: Candidates, budget_bytes: int) -> None:
+    size = candidates.package_bytes([part for part in candidates.parts if part.saved_bytes > 0])
+    if size > budget_bytes:
+        raise EdgereelsError(
+            f"with every part quantized the package takes {size / 1e6:.2f} MB; the budget is {budget_bytes / 1e6:.2f} "
+            "MB: allow more, or take a recipe with fewer bits"
+        )
+
+
+def within_size(ranked: Sequence[Ranked], size_of: SizeOf, *, budget_bytes: int) -> list[Part]:
+    """Return the fewest of the first parts that fit a budget, less those that it doesn't take, most harmful first.
+
+    Args:
+        ranked: in the order in which parts are added.
+        size_of: returns what the package takes with some parts quantized.
+        budget_bytes: what it may take; no less than with all of these parts.
+    """
+    count = next(n for n in range(len(ranked) + 1) if size_of(_parts(ranked[:n])) <= budget_bytes)
+    taken = list(ranked[:count])
+    for one in sorted(taken, key=lambda one: one.harm.worst, reverse=True):
+        without = [other for other in taken if other is not one]
+        if size_of(_parts(without)) <= budget_bytes:
+            taken = without
+    return _parts(taken)
+
+
+def _parts(ranked: Sequence[Ranked]) -> list[Part]:
+    return [one.part for one in ranked]
 
 
 # ── Measuring ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -47,9 +47,28 @@ class Slot:
     """Places; their location is empty until the file has its name."""
 
     @property
+    def end(self) -> int:
+        """Where it ends in the file."""
+        last = self.weight.scales or self.weight.values
+        return last.offset + last.length
+
+    @property
     def size_bytes(self) -> int:
         """Values and scales."""
         return self.weight.values.length + (self.weight.scales.length if self.weight.scales else 0)
+
+
+def by_file(wanted: Wanted) -> dict[str, Wanted]:
+    """Return file to what is wanted of it, in the order given."""
+    files: dict[str, dict[StoredTensor, tuple[Storage, ...]]] = {}
+    for stored, storages in wanted.items():
+        files.setdefault(stored.location, {})[stored] = storages
+    return dict(files)
+
+
+def changes(wanted: Wanted) -> bool:
+    """Tell whether anything of a file is stored in another way."""
+    return any(storages != (KEPT,) for storages in wanted.values())
 
 
 def lay_out(wanted: Wanted) -> tuple[Slot, ...]:
