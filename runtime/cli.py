@@ -21,6 +21,7 @@ from . import __version__
 from .engine import end_runs
 from .errors import EdgereelsError, MissingExtraError, Stopped, UsageError
 from .options import wrong_usage
+from .printable import printable
 
 COMMAND_GROUP = "edgereels.commands"
 SUMMARIES = {
@@ -86,7 +87,7 @@ def _run(verb: EntryPoint, arguments: list[str]) -> int:
         logger.removeHandler(held)
     if code == 0:
         for line in held.lines:
-            print(f"edgereels {verb.name}: warning: {line}", file=sys.stderr)
+            print(f"edgereels {verb.name}: warning: {printable(line)}", file=sys.stderr)
     return code
 
 
@@ -155,7 +156,7 @@ def _line(error: Exception) -> str:
     """Return one line for an error, whatever its text holds."""
     if isinstance(error, MemoryError):
         return f"not enough memory ({str(error) or 'no more to be had'}): ask for a smaller size or window"
-    return " ".join(str(error).split())
+    return printable(" ".join(str(error).split()))
 
 
 def _load(verb: EntryPoint) -> Callable[[list[str]], int]:

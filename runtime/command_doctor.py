@@ -17,6 +17,7 @@ from .errors import PackageError
 from .machine import machine_facts
 from .model_package import ModelPackage
 from .options import OptionParser, add_session_options, session_arguments
+from .printable import printable
 from .quality import quality_line
 
 DIAGNOSIS_FORMAT = "edgereels-diagnosis"
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         sys.stdout.write(json.dumps(as_json(found), indent=1, allow_nan=False) + "\n")
     else:
-        print("\n".join(as_text(found)))
+        print("\n".join(map(printable, as_text(found))))
     return 0 if found.can_run else 1
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from .manifest import FORMAT, GraphEntry, Manifest, Quantization, TensorSpec
 from .model_package import ModelPackage
 from .options import OptionParser, add_print_options
+from .printable import printable
 from .quality import parity_summary, quality_line, quality_summary
 
 BLOCK = re.compile(r"(.+)_\d+")
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         sys.stdout.write(json.dumps(_as_json(package, checked=checked), indent=1) + "\n")
     else:
-        print("\n".join(_as_text(package, checked=checked)))
+        print("\n".join(map(printable, _as_text(package, checked=checked))))
     return 0
 
 

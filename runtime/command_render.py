@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .command_progress import compile_progress, frames_progress
 from .options import OptionParser, add_session_options, session_arguments, size
+from .printable import printable
 from .report import RenderReport, engines_line
 from .session import AvatarSession
 
@@ -100,4 +101,4 @@ def describe(report: RenderReport) -> str:
     lines.append(
         f"{engines_line(report.engines)}; {report.threads} threads, asked for {report.device}; {report.machine}"
     )
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

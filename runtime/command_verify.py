@@ -13,6 +13,7 @@ from .errors import UsageError
 from .ladder import RUNGS, check_pair, climb
 from .model_package import ModelPackage, package_path
 from .options import OptionParser, add_run_options
+from .printable import printable
 from .quality import PASSED, Quality, table
 from .render_files import check_targets
 from .sinks import BytesSink
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sink.write(text.encode())
     sys.stdout.write(text if arguments.json else _table(verification, asked=asked) + _ladder_table(quality))
     for fault in (*verification.faults, *(quality.misses if quality else ())):
-        print(f"edgereels verify: {fault}", file=sys.stderr)
+        print(f"edgereels verify: {printable(fault)}", file=sys.stderr)
     return 0 if verification.passed and (quality is None or quality.verdict == PASSED) else 1
 
 
@@ -163,7 +164,7 @@ def _table(verification: Verification, *, asked: dict[str, Any]) -> str:
     if verification.full:
         found = len(verification.broken_weights)
         lines.append(f"weights that hold NaN or infinity: {found or 'none'}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def _row(check: GraphCheck, *, width: int) -> str:

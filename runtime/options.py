@@ -5,6 +5,7 @@ import argparse
 from typing import Any, NoReturn
 
 from .engine import COMPUTE_CHOICES, parse_device
+from .printable import printable
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -20,7 +21,7 @@ class OptionParser(argparse.ArgumentParser):
 
 def wrong_usage(program: str, message: str) -> str:
     """Return the line that is printed before leaving with 2."""
-    return f"{program}: wrong usage: {' '.join(message.split())} (see {program} --help)"
+    return f"{program}: wrong usage: {printable(' '.join(message.split()))} (see {program} --help)"
 
 
 def add_run_options(parser: argparse.ArgumentParser, *, compute: str = "auto") -> None:

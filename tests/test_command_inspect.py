@@ -11,6 +11,7 @@ import pytest
 
 from edgereels.runtime.cli import main as edgereels
 from edgereels.runtime.command_inspect import main
+from edgereels.runtime.printable import printable
 
 from .package_examples import LOCATION, change_manifest, write_package
 
@@ -133,3 +134,37 @@ def test_inspecting_loads_no_engine(package: Path) -> None:
         "assert not {'onnxruntime', 'openvino', 'onnx', 'torch', 'safetensors'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program, str(package)], check=True, stdout=subprocess.DEVNULL)
+
+
+# ── Names that a terminal would obey ─────────────────────────────────────────────────────────────────────────────────
+
+HOSTILE = "a\x1b[2J\x9b31mb\rc\nd\u202ee\x07"
+
+
+def test_names_of_a_package_can_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_package(tmp_path / "tiny.edgereels").root
+    change_manifest(
+        root, lambda fields: fields.update(name=HOSTILE, made_with={"torch": HOSTILE}, licences={"dit": HOSTILE})
+    )
+    assert main([str(root)]) == 0
+    text = capsys.readouterr().out
+    assert text.count(r"a\x1b[2J\x9b31mb\rc\nd\u202ee\x07") == 3
+    assert all(sign.isprintable() for line in text.split("\n") for sign in line)
+    assert main([str(root), "--json"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.isascii() and "\x1b" not in shown and json.loads(shown)["name"] == HOSTILE  # whole, for machines
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such file names")
+@pytest.mark.parametrize("verb", ["inspect", "verify", "doctor"])
+def test_neither_can_the_name_of_a_folder(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "a\x1b]0;title\x07.edgereels"
+    assert edgereels([verb, str(folder), *(["--quick"] if verb == "doctor" else [])]) == 1  # it isn't there
+    output = capsys.readouterr()
+    assert r"a\x1b]0;title\x07.edgereels" in output.out + output.err
+    assert "\x1b" not in output.out + output.err
+
+
+def test_what_is_harmless_is_printed_as_it_is() -> None:
+    for line in ("", "Anna's façade: 3 × 4 µm, 窓", "  two  spaces"):
+        assert printable(line) == line
