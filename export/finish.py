@@ -30,16 +30,24 @@ def _mix(planes: tuple[Tensor, ...], weights: tuple[tuple[float, float, float], 
     return tuple(row[0] * first + row[1] * second + row[2] * third for row in weights)
 
 
+def _power(x: Tensor, exponent: float) -> Tensor:
+    """Raise positive values; engines have vector code for exp (and some for log), for powers they call the C library.
+
+    Measured per frame of 128x128, 1 thread: ONNX Runtime 1.25 -> 0.90 ms, OpenVINO 1.36 -> 0.60 ms; 2e-7 apart.
+    """
+    return (x.log() * exponent).exp()
+
+
 def rgb_to_lab(rgb: Tensor) -> Tensor:
     """Convert [B, 3, ...] from sRGB in [0, 1] to CIE Lab (L in [0, 100])."""
-    linear = torch.where(rgb > 0.04045, ((rgb.clamp_min(0.0) + 0.055) / 1.055).pow(2.4), rgb / 12.92)
+    linear = torch.where(rgb > 0.04045, _power((rgb.clamp_min(0.0) + 0.055) / 1.055, 2.4), rgb / 12.92)
     xyz = _mix(tuple(linear.unbind(1)), RGB_TO_XYZ)
     fx, fy, fz = (_lab_curve(plane / white) for plane, white in zip(xyz, WHITE_D65, strict=True))
     return torch.stack([116.0 * fy - 16.0, 500.0 * (fx - fy), 200.0 * (fy - fz)], dim=1)
 
 
 def _lab_curve(plane: Tensor) -> Tensor:
-    return torch.where(plane > 0.008856, plane.clamp_min(0.008856).pow(1 / 3), 7.787 * plane + 4.0 / 29.0)
+    return torch.where(plane > 0.008856, _power(plane.clamp_min(0.008856), 1 / 3), 7.787 * plane + 4.0 / 29.0)
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
@@ -52,7 +60,7 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
         for curve, white in zip(curves, WHITE_D65, strict=True)
     )
     linear = torch.stack(_mix(xyz, XYZ_TO_RGB), dim=1)
-    curved = 1.055 * linear.clamp_min(0.0031308).pow(1 / 2.4) - 0.055
+    curved = 1.055 * _power(linear.clamp_min(0.0031308), 1 / 2.4) - 0.055
     return torch.where(linear > 0.0031308, curved, 12.92 * linear).clamp(0.0, 1.0)
 
 

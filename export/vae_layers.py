@@ -5,8 +5,9 @@ Numerics after SkyReels-V3 wan/modules/vae.py (facts only, own code). `vae` tell
 they come.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -62,15 +63,19 @@ class CausalConv3d(nn.Conv3d):
         """Whether ``spatial_only`` may be set: three taps in time and no stride there."""
         return self.kernel_size[0] == CACHE_FRAMES + 1 and self.stride[0] == 1
 
+    @property
+    def is_framewise(self) -> bool:
+        """Whether each frame is convolved by itself, without a cache."""
+        return self.kernel_size[0] == 1 or self.spatial_only
+
     def newest_tap(self, x: Tensor) -> Tensor:
         """Convolve each frame by itself with the newest tap of time."""
         weight = self.weight if self.weight.ndim == 4 else self.weight[:, :, -1]
-        frames = F.conv2d(fold_time(x), weight, self.bias, padding=self.space_padding)
-        return unfold_time(frames, x.shape[0])
+        return by_frames(lambda frames: F.conv2d(frames, weight, self.bias, padding=self.space_padding), x)
 
     def forward(self, x: Tensor, tape: CacheTape) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Convolve; read and write one cache unless the kernel is one frame long or ``spatial_only``."""
-        if self.kernel_size[0] == 1 or self.spatial_only:
+        """Convolve; read and write one cache unless ``is_framewise``."""
+        if self.is_framewise:
             return self.newest_tap(x)
         if tape.starting:  # one frame and zeros before it: only the newest tap meets anything
             tape.write(F.pad(x, (0, 0, 0, 0, CACHE_FRAMES - x.shape[2], 0)))
@@ -89,6 +94,11 @@ def unfold_time(frames: Tensor, batch: int) -> Tensor:
     return frames.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
+def by_frames(change: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply what takes frames [N, C, H, W] to a clip [B, C, T, H, W], or to frames as they are."""
+    return change(x) if x.ndim == 4 else unfold_time(change(fold_time(x)), x.shape[0])
+
+
 class ChannelNorm(nn.Module):
     """Scale every position to length sqrt(C): x / max(|x|, 1e-12) * sqrt(C) * gamma, |x| over the channels."""
 
@@ -100,7 +110,8 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise along axis 1."""
         length = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
-        return x / length * (self.scale * self.gamma)
+        gamma = self.gamma.reshape(-1, *[1] * (x.ndim - 2))
+        return x / length * (self.scale * gamma)
 
 
 class ResidualBlock(nn.Module):
@@ -124,7 +135,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, tape: CacheTape) -> Tensor:
-        """[B, C, T, H, W] -> [B, C', T, H, W]."""
+        """[B, C, T, H, W] -> [B, C', T, H, W]; or frames, see ``is_framewise``."""
         short = x if isinstance(self.shortcut, nn.Identity) else self.shortcut(x, tape)
         return short + run_layers(self.residual, x, tape)
 
@@ -139,13 +150,15 @@ class FrameAttention(nn.Module):
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, tape: CacheTape) -> Tensor:
-        """[B, C, T, H, W] -> same; touches no cache."""
-        frames = fold_time(x)
+        """[B, C, T, H, W] or frames [N, C, H, W] -> same; touches no cache."""
+        return by_frames(self._attend, x)
+
+    def _attend(self, frames: Tensor) -> Tensor:
         tokens = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2).unsqueeze(1)  # [B*T, 1, H*W, 3C]
         query, key, value = tokens.chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(query, key, value)
         mixed = mixed.squeeze(1).transpose(1, 2).unflatten(2, frames.shape[2:])
-        return x + unfold_time(self.proj(mixed), x.shape[0])
+        return frames + self.proj(mixed)
 
 
 class Downsample(nn.Module):
@@ -157,8 +170,8 @@ class Downsample(nn.Module):
         self.time_conv = CausalConv3d(channels, channels, kernel=(3, 1, 1), time_stride=2) if temporal else None
 
     def forward(self, x: Tensor, tape: CacheTape) -> Tensor:
-        """[B, C, T, H, W] -> [B, C, T or T/2, H/2, W/2]."""
-        x = unfold_time(self.resample(fold_time(x)), x.shape[0])
+        """[B, C, T, H, W] -> [B, C, T or T/2, H/2, W/2]; or frames, see ``is_framewise``."""
+        x = by_frames(self.resample, x)
         if self.time_conv is None:
             return x
         if tape.starting:
@@ -178,10 +191,10 @@ class Upsample(nn.Module):
         self.time_conv = CausalConv3d(channels, 2 * channels, kernel=(3, 1, 1)) if temporal else None
 
     def forward(self, x: Tensor, tape: CacheTape) -> Tensor:
-        """[B, C, T, H, W] -> [B, C/2, T or 2T, 2H, 2W]."""
+        """[B, C, T, H, W] -> [B, C/2, T or 2T, 2H, 2W]; or frames, see ``is_framewise``."""
         if self.time_conv is not None:
             x = self._double_frames(x, self.time_conv, tape)
-        return unfold_time(self.resample(fold_time(x)), x.shape[0])
+        return by_frames(self.resample, x)
 
     @staticmethod
     def _double_frames(x: Tensor, time_conv: CausalConv3d, tape: CacheTape) -> Tensor:
@@ -193,12 +206,36 @@ class Upsample(nn.Module):
         return halves.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
 
 
+def is_framewise(layer: nn.Module) -> bool:
+    """Whether a layer treats every frame by itself: it then takes frames [N, C, H, W] as well as clips."""
+    if isinstance(layer, Downsample | Upsample) and layer.time_conv is not None:
+        return False
+    return all(part.is_framewise for part in layer.modules() if isinstance(part, CausalConv3d))
+
+
 def run_layers(layers: Iterable[nn.Module], x: Tensor, tape: CacheTape) -> Tensor:
-    """Run the layers in order; those that keep caches are given the tape."""
-    for layer in layers:
-        keeps = isinstance(layer, CausalConv3d | ResidualBlock | FrameAttention | Downsample | Upsample)
-        x = layer(x, tape) if keeps else layer(x)
+    """Run the layers in order; those that keep caches are given the tape.
+
+    Neighbours that are framewise get the clip as frames, folded once for all of them: engines then keep one memory
+    layout from the first to the last.
+    """
+    for framewise, run in itertools.groupby(layers, key=is_framewise):
+        neighbours = list(run)
+        if framewise and any(isinstance(layer, SPATIAL) for layer in neighbours):
+            x = by_frames(lambda frames, these=neighbours: _run(these, frames, tape), x)
+        else:
+            x = _run(neighbours, x, tape)
     return x
+
+
+def _run(layers: Iterable[nn.Module], x: Tensor, tape: CacheTape) -> Tensor:
+    for layer in layers:
+        x = layer(x, tape) if isinstance(layer, SPATIAL) else layer(x)
+    return x
+
+
+SPATIAL = (CausalConv3d, ResidualBlock, FrameAttention, Downsample, Upsample)
+"""What looks at neighbouring positions, and is given the tape."""
 
 
 def middle_of(channels: int) -> nn.ModuleList:
