@@ -3,8 +3,8 @@
 
 
 def printable(line: str) -> str:
-    """Return a line with escapes for what is not shown as it is.
+    r"""Return a line with escapes for what is not shown as it is.
 
-    Control characters, line breaks, marks that turn the direction of writing: `\\x1b` for the byte 27.
+    Control characters, line breaks, marks that turn the direction of writing: `\x1b` for the byte 27.
     """
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
