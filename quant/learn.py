@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime import __version__
-from ..runtime.errors import MediaError
 from ..runtime.manifest import Calibration
 from ..runtime.model_package import ModelPackage
 from ..runtime.package_writer import PackageWriter
@@ -55,8 +54,7 @@ def learn(
     Raises:
         MediaError: a sound to calibrate with can't be used.
     """
-    if request.calibration is not None and not request.calibration.is_dir():
-        raise MediaError(f"{request.calibration} is not a folder; expected one with sound files to calibrate with")
+    sounds = _sounds(request)
     if not request.search and not static_layers(request.recipe, graphs):
         if request.calibration is not None:
             logger.warning("%s was not heard: the recipe %s needs no ranges", request.calibration, request.recipe.name)
@@ -64,7 +62,7 @@ def learn(
     from .calibration import family
 
     rules = request.recipe.as_json()
-    key = resume_key("learned", source.digest, rules, _sounds(request), request.search, request.budget_bytes)
+    key = resume_key("learned", source.digest, rules, sounds, request.search, request.budget_bytes)
     done = writer.resume("learned", key=key)
     if done is None:
         done = _render_and_learn(source, graphs, request=request, scratch=writer.scratch, progress=progress)
@@ -113,9 +111,11 @@ def _render_and_learn(
 
 def _sounds(request: Request) -> list[tuple[str, int, int]]:
     """Return what tells whether the files to calibrate with are the same: names, sizes, times of change."""
-    folder = request.calibration
-    found = sorted(folder.iterdir()) if folder and folder.is_dir() else []
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+    if request.calibration is None:
+        return []
+    from .trajectory import files_in
+
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files_in(request.calibration)]
 
 
 def resume_key(*parts: Any) -> str:

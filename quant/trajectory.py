@@ -8,6 +8,7 @@ quietest window, the key-frame pass, the last window, and of every kept pass all
 """
 
 import logging
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -233,11 +234,38 @@ def gather_clips(package: ModelPackage, folder: Path | None, **settings: Any) ->
     return tuple(clips)
 
 
-def _found(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the sounds and the pictures of a folder, by name."""
+def files_in(folder: Path) -> list[Path]:
+    """Return the files of a folder to calibrate with, by name; hidden ones are passed over.
+
+    Raises:
+        MediaError: it is no folder, or something in it can't be read.
+    """
     if not folder.is_dir():
         raise MediaError(f"{folder} is not a folder; expected one with sound files to calibrate with")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    try:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise MediaError(f"{folder} can not be read ({error.strerror}); expected a folder with sound files") from error
+    return [path for path in entries if _is_readable_file(path)]
+
+
+def _is_readable_file(path: Path) -> bool:
+    """Tell files from folders and devices; a link to nothing is no reason to calibrate with less."""
+    try:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+        if is_file:
+            path.open("rb").close()
+    except OSError as error:
+        what = f"is a link to {path.readlink()} and" if path.is_symlink() else "is there and"
+        raise MediaError(
+            f"{path} {what} can not be read ({error.strerror}); expected files that can: mend it, or remove it"
+        ) from error
+    return is_file
+
+
+def _found(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the sounds and the pictures of a folder, by name."""
+    files = files_in(folder)
     sounds = [path for path in files if path.suffix.lower() in SOUND_SUFFIXES]
     pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
     other = len(files) - len(sounds) - len(pictures)

@@ -179,6 +179,16 @@ def test_sounds_that_teach_nothing_are_refused(
     assert names(tmp_path) == {"sounds"}
 
 
+def test_a_link_to_nothing_among_the_sounds_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sounds" / "a.wav").symlink_to(tmp_path / "gone.wav")
+    words = ("--recipe", "w8a8", "--calibration", tmp_path / "sounds", "--no-gate")
+    assert quantize("default", tmp_path / "out", *words) == 1
+    printed = capsys.readouterr().err
+    assert "a.wav is a link to" in printed and "remove it" in printed and printed.count("\n") == 1
+    assert names(tmp_path) == {"sounds"}
+
+
 def test_a_calibration_that_nobody_needs_is_said_to_be_unheard(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from edgereels.quant.trajectory import (
     CALLS_PER_GRAPH,
     DEMO_SOUND,
     Recording,
+    files_in,
     gather_clips,
     record,
 )
@@ -234,6 +235,16 @@ def not_a_picture(folder: Path) -> None:
     (folder / "x.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing of the kind")
 
 
+def a_link_to_nothing(folder: Path) -> None:
+    write_sound(folder / "a.wav", speech(3.0))
+    (folder / "b.wav").symlink_to("gone.wav")
+
+
+def a_link_to_itself(folder: Path) -> None:
+    write_sound(folder / "a.wav", speech(3.0))
+    (folder / "notes.txt").symlink_to("notes.txt")
+
+
 def not_numbers(folder: Path) -> None:
     samples = speech(3.0).astype("<f4")
     samples[RATE] = np.nan
@@ -269,6 +280,8 @@ def test_one_window_of_speech_is_enough_and_said_to_be_little(
         (not_a_sound, "a.wav"),
         (not_numbers, "holds NaN or Inf"),
         (not_a_picture, "x.png"),
+        (a_link_to_nothing, r"b.wav is a link to gone.wav and can not be read \(No such file.*mend it, or remove it"),
+        (a_link_to_itself, "notes.txt is a link to notes.txt and can not be read"),
     ],
     ids=[
         "no folder",
@@ -281,6 +294,8 @@ def test_one_window_of_speech_is_enough_and_said_to_be_little(
         "damaged",
         "NaN",
         "picture",
+        "dangling link",
+        "endless link",
     ],
 )
 def test_sounds_that_calibrate_nothing_are_refused_in_one_line_before_any_work(
@@ -295,6 +310,26 @@ def test_sounds_that_calibrate_nothing_are_refused_in_one_line_before_any_work(
         record(package, scratch=scratch, folder=folder, threads=1)
     assert "\n" not in str(raised.value)
     assert not list(scratch.iterdir())
+
+
+def test_hidden_files_folders_and_links_to_sounds_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    sound = write_sound(tmp_path / "a.wav", speech(1.0))
+    (tmp_path / "b.wav").symlink_to(sound)
+    (tmp_path / ".#b.wav").symlink_to("gone")  # an editor's lock
+    (tmp_path / "folder.wav").mkdir()
+    assert files_in(tmp_path) == [sound, tmp_path / "b.wav"]
+
+
+def test_a_file_that_is_closed_to_this_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sound(tmp_path / "a.wav", speech(1.0))
+
+    def closed(*_arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    assert files_in(tmp_path)
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(MediaError, match=r"a.wav is there and can not be read \(Permission denied\)"):
+        files_in(tmp_path)
 
 
 def test_a_package_that_cannot_render_is_refused(tmp_path: Path) -> None:
