@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate: the quality ladder on every engine that is installed, before a quantized package gets its name."""
+"""The gate: the quality ladder on every engine that is installed, and a rehearsal for engines of 16-bit floats.
+
+Before a quantized package gets its name. The rehearsal's gates stand in every engine's record: what they say is of the
+package.
+"""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,9 +12,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..runtime.errors import VerificationError
+from ..runtime.ladder_gates import AT_MOST, Gate, GateResult, check
 from ..runtime.model_package import ModelPackage
 from ..runtime.quality import PASSED, Quality
-from .rehearsal import Feeds, rehearse
+from .rehearsal import LARGEST, Feeds, rehearse
 from .request import Progress
 
 logger = logging.getLogger(__name__)
@@ -19,6 +24,8 @@ DEVICES = {"onnxruntime": "onnxruntime:CPU", "openvino": "openvino:CPU"}
 """Where each engine library is asked; these are the engines that a recipe can name."""
 NEEDED = ("audio_encoder", "vae_encoder", "vae_decoder", "dit", "finish")
 """Subnetworks without which nothing can be rendered, and so nothing be judged."""
+LARGEST_VALUE = Gate("largest_value", LARGEST, AT_MOST, "a quarter of what float16 holds: other speakers are louder")
+"""Of the rehearsal, for every graph that would compute in 16 bits."""
 
 
 def installed_devices() -> list[str]:
@@ -47,7 +54,7 @@ def check_judgeable(source: ModelPackage) -> None:
 def judge(
     source: ModelPackage, candidate: ModelPackage, *, threads: int | None, progress: Progress
 ) -> tuple[Quality, ...]:
-    """Climb the ladder on every engine that is installed.
+    """Climb the ladder on every engine that is installed, and rehearse the package for 16-bit floats.
 
     Args:
         source: the package that the candidate was made from.
@@ -75,7 +82,8 @@ def judge(
             )
         )
     rehearsal = _rehearsed(candidate, prepared.recording.inputs(), progress=progress)
-    return tuple(replace(ladder, rehearsal=rehearsal) for ladder in ladders)
+    gates = tuple(_rehearsal_gate(found) for found in rehearsal)
+    return tuple(replace(ladder, rehearsal=rehearsal, gates=(*ladder.gates, *gates)) for ladder in ladders)
 
 
 def _rehearsed(
@@ -87,6 +95,10 @@ def _rehearsed(
         return ()
     progress("a rehearsal in 16-bit floats")
     return tuple(rehearse(candidate, inputs))
+
+
+def _rehearsal_gate(found: Mapping[str, Any]) -> GateResult:
+    return check(LARGEST_VALUE, found["largest"], rung="rehearsal", where=f"{found['graph']} at {found['where']}")
 
 
 def misses(ladders: Sequence[Quality]) -> list[str]:

@@ -2,10 +2,10 @@
 """A rehearsal for engines that compute in 16-bit floats and that nobody could touch here: Intel's graphics.
 
 Every float activation of a graph is rounded to float16 and back, and the largest value at each of these cuts is
-measured before it is rounded. float16 ends at 65 504; a quarter of that leaves room for other speakers and faces.
-The rehearsal runs in ONNX Runtime on the CPU with all of its optimisations off, so that no cut is fused away. Sums
-inside an operator are not rounded. Of those only the squares inside an L2 norm are known: `inside` says how large they
-get, and beyond 65 504 a device has to add them in float32.
+measured before it is rounded. float16 ends at 65 504; a quarter of that leaves room for other speakers and faces, and
+what is larger misses the package's gate (see `gate`). The rehearsal runs in ONNX Runtime on the CPU with all of its
+optimisations off, so that no cut is fused away. Sums inside an operator are not rounded. Of those only the squares
+inside an L2 norm are known: `inside` says how large they get, and beyond 65 504 a device has to add them in float32.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rehearsal in 16-bit floats: every activation is rounded, the largest is found, a too large one fails."""
 
+import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -11,7 +14,9 @@ import pytest
 from edgereels.quant import gate, rehearsal
 from edgereels.quant.rehearsal import LARGEST, rehearse, rounded_everywhere
 from edgereels.runtime.errors import EngineError
+from edgereels.runtime.ladder_gates import AT_LEAST, Gate, check
 from edgereels.runtime.model_package import ModelPackage
+from edgereels.runtime.quality import Quality, parse_quality, quality_bytes
 
 from .stand_in_package import CHANNELS, DIM, write_stand_in
 
@@ -122,3 +127,48 @@ def test_without_onnxruntime_the_gate_says_that_there_is_no_rehearsal(
     monkeypatch.setattr(gate, "find_spec", lambda _module: None)
     assert gate._rehearsed(package, [("dit", feeds())], progress=said.append) == ()  # pyright: ignore[reportPrivateUsage]
     assert "no rehearsal in 16-bit floats: it needs ONNX Runtime" in caplog.text
+
+
+# ── As a gate ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def scaled_inside(package: ModelPackage, target: Path, *, factor: float) -> ModelPackage:
+    """Return a copy whose transformer is larger by a factor at one cut, and gives the same velocity."""
+    shutil.copytree(package.root, target)
+    model = onnx.load(target / "dit.onnx", load_external_data=False)
+    output = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["small" if name == output else name for name in node.output]
+    for name, value in (("up", factor), ("down", 1 / factor)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.float32), name))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["small", "up"], ["large"]))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["large", "down"], [output]))
+    onnx.save(model, target / "dit.onnx")
+    return ModelPackage(target, package.manifest)
+
+
+def judged(candidate: ModelPackage, source: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> tuple[Quality, ...]:
+    """Judge a package by the rehearsal and a ladder that passes everything."""
+    passing = check(Gate("sqnr_db", 20.0, AT_LEAST, "tried"), 30.0, rung="graph", where="dit")
+    engine = {"library": "onnxruntime", "provider": "CPUExecutionProvider", "compute_got": "f32"}
+    quality = Quality("0" * 64, {}, engine, {}, {}, {}, {}, (passing,), ())
+    recorded = SimpleNamespace(recording=SimpleNamespace(inputs=lambda: [("dit", feeds())]))
+    monkeypatch.setattr("edgereels.runtime.ladder.prepare", lambda *_, **__: recorded)
+    monkeypatch.setattr("edgereels.runtime.ladder.climb", lambda *_, **__: quality)
+    return gate.judge(source, candidate, threads=1, progress=lambda _line: None)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1e4, "failed"), (10.0, "passed")], ids=["too large", "control"])
+def test_a_cut_beyond_the_limit_misses_the_gate_of_the_package(
+    package: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, verdict: str
+) -> None:
+    ladders = judged(scaled_inside(package, tmp_path / "scaled", factor=factor), package, monkeypatch)
+    assert len(ladders) == len(gate.installed_devices())
+    assert {ladder.verdict for ladder in ladders} == {verdict}
+    assert gate.passed(ladders) is (verdict == "passed")
+    assert [ladder.rehearsal[0]["passed"] for ladder in ladders] == [verdict == "passed"] * len(ladders)
+    for line in gate.misses(ladders):
+        assert line.startswith("ONNX Runtime CPU f32: rehearsal: dit at Mul large: largest_value ")
+        assert "at most 1.6e+04 (missed by " in line
+    (record,) = parse_quality(json.loads(quality_bytes(ladders[:1])), where="record")
+    assert record == ladders[0]
