@@ -9,9 +9,6 @@ from typing import Any
 
 from ..runtime import processor_name
 
-QUIET_LOAD = 0.5
-"""Load average over the last minute above which figures of a fresh start are not to be trusted."""
-
 
 def circumstances() -> dict[str, Any]:
     """Return machine, time, load average, and how much processor time other machines on the host took (steal)."""
