@@ -48,6 +48,9 @@ FLOAT_PRODUCTS = frozenset(
 class OnnxRuntimeEngine:
     """One graph in one `InferenceSession`."""
 
+    library = "onnxruntime"
+    """Always that."""
+
     def __init__(self, graph: Path, *, device: Device, threads: int, compute: str) -> None:
         """Open a graph.
 
@@ -58,47 +61,36 @@ class OnnxRuntimeEngine:
         onnxruntime = import_onnxruntime("cuda" if device.kind == "cuda" else "cpu")
         self._name = graph.stem
         self._new_run_options: Callable[[], Any] = onnxruntime.RunOptions
-        self._provider = provider_of(onnxruntime, device)
+        self.provider = provider_of(onnxruntime, device)
+        """Execution provider that runs the graph."""
         options = session_options(onnxruntime, graph=graph.stem, threads=threads)
         self._session: Any
         self._session, replays = open_session(
-            onnxruntime, graph, provider=self._provider, device=device, options=options
+            onnxruntime, graph, provider=self.provider, device=device, options=options
         )
-        self._inputs = tuple(value.name for value in self._session.get_inputs())
-        self._outputs = tuple(value.name for value in self._session.get_outputs())
+        self.input_names = tuple(value.name for value in self._session.get_inputs())
+        """Names of the graph's inputs."""
+        self.output_names = tuple(value.name for value in self._session.get_outputs())
+        """Names of the graph's outputs."""
         self._expected: set[tuple[tuple[int, ...], ...]] = set()
-        self._precision = _precision(self._session)
+        self.precision = _precision(self._session)
+        """The type that the graph's own inputs have: fp16 weights behind a Cast are computed with in f32."""
         self._assigned = [
             (part.ep_name, node.op_type)
             for part in self._session.get_provider_graph_assignment_info()
             for node in part.get_nodes()
         ]
         self._refuse_strays()
-        if compute not in ("auto", self._precision):
+        if compute not in ("auto", self.precision):
             raise EngineError(
-                f"{compute} arithmetic was asked for; ONNX Runtime computes {graph.name} in {self._precision}, the "
-                f"type that it is written in: use --compute {self._precision} or auto"
+                f"{compute} arithmetic was asked for; ONNX Runtime computes {graph.name} in {self.precision}, the "
+                f"type that it is written in: use --compute {self.precision} or auto"
             )
         self._device_runs: DeviceRuns | None = None
-        if self._provider == CUDA:
+        if self.provider == CUDA:
             self._device_runs = DeviceRuns(
                 onnxruntime, self._session, device=("cuda", int(device.name)), replay=replays
             )
-
-    @property
-    def library(self) -> str:
-        """Always "onnxruntime"."""
-        return "onnxruntime"
-
-    @property
-    def provider(self) -> str:
-        """Execution provider that runs the graph."""
-        return self._provider
-
-    @property
-    def precision(self) -> str:
-        """The type that the graph's own inputs have: fp16 weights behind a Cast are computed with in f32."""
-        return self._precision
 
     @property
     def node_counts(self) -> Mapping[str, int]:
@@ -111,30 +103,20 @@ class OnnxRuntimeEngine:
         operators = Counter(operator for _provider, operator in self._assigned)
         counted = {
             "int8": sum(operators[operator] for operator in INTEGER_PRODUCTS),
-            self._precision: sum(operators[operator] for operator in FLOAT_PRODUCTS),
+            self.precision: sum(operators[operator] for operator in FLOAT_PRODUCTS),
         }
         return {precision: count for precision, count in counted.items() if count}
 
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the graph's inputs."""
-        return self._inputs
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the graph's outputs."""
-        return self._outputs
-
     def freeze(self, shapes: Sequence[Shapes]) -> None:
         """Expect these shapes: their runs are replayed on a card. On a CPU shapes cost ONNX Runtime little."""
-        self._expected = {tuple(tuple(each[name]) for name in self._inputs) for each in shapes}
+        self._expected = {tuple(tuple(each[name]) for name in self.input_names) for each in shapes}
 
     def hold(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         """Put what several runs are given on the device once; the values are good until the next `hold`."""
         if self._device_runs is None:
             return dict(feeds)
         with one_graph_at_a_time:  # allocating spoils what another thread records on the card
-            return self._device_runs.hold({name: value for name, value in feeds.items() if name in self._inputs})
+            return self._device_runs.hold({name: value for name, value in feeds.items() if name in self.input_names})
 
     def run(self, feeds: Mapping[str, Value], *, keep: Collection[str] = ()) -> dict[str, Value]:
         """Run the graph once. On a card, what is in `keep` stays there, and is good until the run after the next.
@@ -146,7 +128,7 @@ class OnnxRuntimeEngine:
         if self._session is None:
             raise EngineError("the engine is closed; open the session again")
         try:
-            wanted = {name: feeds[name] for name in self._inputs}
+            wanted = {name: feeds[name] for name in self.input_names}
         except KeyError as error:
             raise EngineError(f"the graph's input {error} was not given; got {', '.join(feeds)}") from error
         options = self._new_run_options()
@@ -155,10 +137,10 @@ class OnnxRuntimeEngine:
                 if self._device_runs is not None:
                     is_expected = tuple(_shape(value) for value in wanted.values()) in self._expected
                     return self._device_runs.run(wanted, options=options, keep=keep, is_expected=is_expected)
-                values = self._session.run(list(self._outputs), wanted, options)
+                values = self._session.run(list(self.output_names), wanted, options)
         except Exception as error:  # ONNX Runtime's exceptions have no root of their own
             raise failure_of(self._name, error) from error
-        return dict(zip(self._outputs, values, strict=True))
+        return dict(zip(self.output_names, values, strict=True))
 
     def close(self) -> None:
         """Free the session."""
@@ -168,7 +150,7 @@ class OnnxRuntimeEngine:
     def _refuse_strays(self) -> None:
         """Refuse a card that was given less than all of the network."""
         strays = Counter(operator for provider, operator in self._assigned if _is_stray(provider, operator))
-        if self._provider == CUDA and strays:
+        if self.provider == CUDA and strays:
             listed = ", ".join(f"{count} {operator}" for operator, count in strays.most_common(5))
             raise EngineError(
                 f"{CUDA} was asked for {self._name}; ONNX Runtime leaves {listed} on the CPU: install a newer "

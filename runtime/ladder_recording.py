@@ -24,7 +24,7 @@ from .model_package import DEFAULT_PACKAGE, ModelPackage
 from .placement import Asked, Placement
 from .planner import Plan, plan
 from .session import AvatarSession
-from .split_dit import parts_of
+from .split_dit import chain, parts_of
 from .tables import sinusoid
 
 Samples = npt.NDArray[np.float32]
@@ -233,23 +233,10 @@ def _more_samples(
     """Chain the transformer's parts on the inputs of the whole, and run its time network on the schedule."""
     found: dict[str, list[Sample]] = {}
     for sample in dit if parts_of(package) else ():
-        for graph, part in _chain(package, engines, sample):
-            found.setdefault(graph, []).append(part)
+        for graph, given, made in chain(package, sample.feeds, run=lambda part, feeds: engines[part].run(feeds)):
+            found.setdefault(graph, []).append(Sample(given, made))
     if "dit_time" in package.manifest.graphs and package.manifest.dit:
         steps = package.tables()["timesteps"]
         feeds = {"sinusoid": sinusoid(steps, freq_dim=package.manifest.dit.freq_dim)}
         found["dit_time"] = [Sample(feeds, engines["dit_time"].run(feeds))]
     return {graph: tuple(samples) for graph, samples in found.items()}
-
-
-def _chain(package: ModelPackage, engines: Mapping[str, Engine], sample: Sample) -> Iterator[tuple[str, Sample]]:
-    """Yield every part with its inputs and outputs, each fed by the one before; names say what goes where."""
-    known = dict(sample.feeds)
-    for graph in parts_of(package):
-        engine = engines[graph]
-        feeds = {name: known[name] for name in engine.input_names}
-        outputs = engine.run(feeds)
-        yield graph, Sample(feeds, outputs)
-        known |= outputs
-        if "tokens_out" in outputs:
-            known["tokens"] = outputs["tokens_out"]

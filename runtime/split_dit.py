@@ -6,8 +6,8 @@ stay open, the others are opened for each run and freed after it, so that memory
 reads the rest of the weights from disk.
 """
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .cuda_driver import find_cards
@@ -80,6 +80,28 @@ def in_parts(package: ModelPackage, whole: Footprint, *, library: str) -> Footpr
     return replace(whole, weights_bytes=whole.weights_bytes - every + one)
 
 
+def chain(
+    package: ModelPackage, feeds: Mapping[str, Value], *, run: Callable[[str, dict[str, Value]], Mapping[str, Value]]
+) -> Iterator[tuple[str, dict[str, Value], Mapping[str, Value]]]:
+    """Run the transformer's parts one after the other; yield each with what it was given and what it made.
+
+    Names say what goes where: a part takes what it needs of the feeds and of what the parts before it made.
+
+    Args:
+        package: whose transformer.
+        feeds: of the fused graph.
+        run: runs a part on its inputs.
+    """
+    known = dict(feeds)
+    for part in parts_of(package):
+        given = {spec.name: known[spec.name] for spec in package.graph(part).inputs}
+        made = run(part, given)
+        yield part, given, made
+        known |= made
+        if "tokens_out" in known:  # a block's output is the next one's input
+            known["tokens"] = known.pop("tokens_out")
+
+
 def _free_bytes(device: Device) -> int | None:
     if device.kind == "cuda":
         return next((card.free_bytes for card in find_cards().cards if str(card.index) == device.name), None)
@@ -103,16 +125,17 @@ class SplitDit:
         entry = package.graph(FUSED)
         self.input_names = tuple(spec.name for spec in entry.inputs)
         self.output_names = tuple(spec.name for spec in entry.outputs)
-        self._parts = parts_of(package)
+        self._package = package
         self._open_part = open_part
-        blocks = [part for part in self._parts if part.startswith(BLOCK)]
+        parts = parts_of(package)
+        blocks = [part for part in parts if part.startswith(BLOCK)]
         staying = blocks[:open_blocks]
         self._stay = {FIRST_PART, LAST_PART, *staying}
         self.in_parts = InParts(len(blocks), len(staying))
         """How many blocks there are, and how many stay open."""
         self._open: dict[str, Engine] = {}
         try:
-            for part in self._parts:
+            for part in parts:
                 if part in self._stay:
                     self._part(part)
         except BaseException:
@@ -142,12 +165,8 @@ class SplitDit:
         """
         if not self._open:
             raise EngineError("the engine is closed; open the session again")
-        known = dict(feeds)  # a part takes what it needs of the inputs and of what the parts before it made
-        for part in self._parts:
-            known |= self._run_part(part, known)
-            if "tokens_out" in known:  # a block's output is the next one's input
-                known["tokens"] = known.pop("tokens_out")
-        return {name: known[name] for name in self.output_names}
+        _part, _given, made = deque(chain(self._package, feeds, run=self._run_part), maxlen=1).pop()  # keeps the last
+        return {name: made[name] for name in self.output_names}
 
     def close(self) -> None:
         """Free every part."""
@@ -160,10 +179,10 @@ class SplitDit:
             self._open[part] = self._open_part(part)
         return self._open[part]
 
-    def _run_part(self, part: str, known: Mapping[str, Value]) -> dict[str, Value]:
+    def _run_part(self, part: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
         engine = self._part(part)
         try:
-            return engine.run({name: known[name] for name in engine.input_names})
+            return engine.run(feeds)
         finally:
             if part not in self._stay:
                 self._open.pop(part).close()
