@@ -456,6 +456,18 @@ def _optional(read: Callable[[object, str], Value]) -> Callable[[object, str], V
     return lambda value, where: None if value is None else read(value, where)
 
 
+def _record(make: Callable[..., Value], **readers: Callable[[object, str], Any]) -> Callable[[object, str], Value]:
+    """Return a reader of objects with exactly these keys, which are also the arguments of `make`."""
+
+    def read(value: object, where: str) -> Value:
+        table = _Table(value, where=where)
+        made = make(**{key: table.take(key, read) for key, read in readers.items()})
+        table.end()
+        return made
+
+    return read
+
+
 def _axis(value: object, where: str) -> int | str:
     if isinstance(value, str) and AXIS.fullmatch(value):
         return value
@@ -464,15 +476,7 @@ def _axis(value: object, where: str) -> int | str:
     raise _wrong(where, value, "a size or the name of a dynamic axis")
 
 
-def _tensor(value: object, where: str) -> TensorSpec:
-    table = _Table(value, where=where)
-    spec = TensorSpec(
-        name=table.take("name", _label),
-        dtype=table.take("dtype", _one_of(*DTYPES)),
-        shape=table.take("shape", _listed(_axis)),
-    )
-    table.end()
-    return spec
+_tensor = _record(TensorSpec, name=_label, dtype=_one_of(*DTYPES), shape=_listed(_axis))
 
 
 def _parity(value: object, where: str) -> Parity:
@@ -505,19 +509,21 @@ def _graphs(value: object, where: str) -> dict[str, GraphEntry]:
     return entries
 
 
+_plain_settings = _record(
+    Settings,
+    fps=_number,
+    sample_rate=_integer(1),
+    window=_integer(1),
+    motion=_integer(1),
+    drop=_integer(0),
+    steps=_integer(1),
+    shift=_number,
+    max_offline_s=_number,
+)
+
+
 def _settings(value: object, where: str) -> Settings:
-    table = _Table(value, where=where)
-    settings = Settings(
-        fps=table.take("fps", _number),
-        sample_rate=table.take("sample_rate", _integer(1)),
-        window=table.take("window", _integer(1)),
-        motion=table.take("motion", _integer(1)),
-        drop=table.take("drop", _integer(0)),
-        steps=table.take("steps", _integer(1)),
-        shift=table.take("shift", _number),
-        max_offline_s=table.take("max_offline_s", _number),
-    )
-    table.end()
+    settings = _plain_settings(value, where)
     try:
         check_settings(window=settings.window, motion=settings.motion, drop=settings.drop)
     except ValueError as error:
@@ -527,95 +533,45 @@ def _settings(value: object, where: str) -> Settings:
     return settings
 
 
+_plain_audio = _record(
+    AudioSettings,
+    layers=_integer(1),
+    channels=_integer(1),
+    conv_kernels=_listed(_integer(1)),
+    conv_strides=_listed(_integer(1)),
+    normalise=_flag,
+)
+
+
 def _audio(value: object, where: str) -> AudioSettings:
-    table = _Table(value, where=where)
-    audio = AudioSettings(
-        layers=table.take("layers", _integer(1)),
-        channels=table.take("channels", _integer(1)),
-        conv_kernels=table.take("conv_kernels", _listed(_integer(1))),
-        conv_strides=table.take("conv_strides", _listed(_integer(1))),
-        normalise=table.take("normalise", _flag),
-    )
-    table.end()
+    audio = _plain_audio(value, where)
     if len(audio.conv_kernels) != len(audio.conv_strides):
         raise PackageError(f"{where}: conv_kernels and conv_strides differ in length", code="manifest")
     return audio
 
 
-def _dit(value: object, where: str) -> DitSettings:
-    table = _Table(value, where=where)
-    size = _integer(1)
-    dit = DitSettings(
-        dim=table.take("dim", size),
-        heads=table.take("heads", size),
-        head_dim=table.take("head_dim", size),
-        blocks=table.take("blocks", size),
-        in_channels=table.take("in_channels", size),
-        out_channels=table.take("out_channels", size),
-        freq_dim=table.take("freq_dim", size),
-        has_text=table.take("has_text", _flag),
-        has_image=table.take("has_image", _flag),
-        has_audio=table.take("has_audio", _flag),
-        text_length=table.take("text_length", _integer(0)),
-        text_width=table.take("text_width", _integer(0)),
-    )
-    table.end()
-    return dit
-
-
-def _text_settings(value: object, where: str) -> TextSettings:
-    table = _Table(value, where=where)
-    text = TextSettings(
-        tokenizer=table.take("tokenizer", _text),
-        length=table.take("length", _integer(1)),
-        connection_prompt=table.take("connection_prompt", _text),
-        negative_prompt=table.take("negative_prompt", _text),
-    )
-    table.end()
-    return text
-
-
-def _source(value: object, where: str) -> SourceFile:
-    table = _Table(value, where=where)
-    source = SourceFile(
-        file=table.take("file", _text),
-        size_bytes=table.take("size_bytes", _integer(0)),
-        sha256=table.take("sha256", _sha256),
-    )
-    table.end()
-    return source
-
-
-def _file(value: object, where: str) -> FileEntry:
-    table = _Table(value, where=where)
-    entry = FileEntry(size_bytes=table.take("size_bytes", _integer(0)), sha256=table.take("sha256", _sha256))
-    table.end()
-    return entry
-
-
-def _calibration(value: object, where: str) -> Calibration:
-    table = _Table(value, where=where)
-    calibration = Calibration(
-        clips=table.take("clips", _integer(1)),
-        windows=table.take("windows", _integer(1)),
-        duration_s=table.take("duration_s", _number),
-        sounds=table.take("sounds", _listed(_sha256)),
-    )
-    table.end()
-    return calibration
-
-
-def _covered(value: object, where: str) -> Covered:
-    table = _Table(value, where=where)
-    count = _integer(0)
-    covered = Covered(
-        layers=table.take("layers", count),
-        parameters=table.take("parameters", count),
-        size_bytes=table.take("size_bytes", count),
-        fp32_bytes=table.take("fp32_bytes", count),
-    )
-    table.end()
-    return covered
+_dit = _record(
+    DitSettings,
+    dim=_integer(1),
+    heads=_integer(1),
+    head_dim=_integer(1),
+    blocks=_integer(1),
+    in_channels=_integer(1),
+    out_channels=_integer(1),
+    freq_dim=_integer(1),
+    has_text=_flag,
+    has_image=_flag,
+    has_audio=_flag,
+    text_length=_integer(0),
+    text_width=_integer(0),
+)
+_text_settings = _record(
+    TextSettings, tokenizer=_text, length=_integer(1), connection_prompt=_text, negative_prompt=_text
+)
+_source = _record(SourceFile, file=_text, size_bytes=_integer(0), sha256=_sha256)
+_file = _record(FileEntry, size_bytes=_integer(0), sha256=_sha256)
+_calibration = _record(Calibration, clips=_integer(1), windows=_integer(1), duration_s=_number, sounds=_listed(_sha256))
+_covered = _record(Covered, layers=_integer(0), parameters=_integer(0), size_bytes=_integer(0), fp32_bytes=_integer(0))
 
 
 def _rule(value: object, where: str) -> Mapping[str, Any]:
@@ -625,17 +581,14 @@ def _rule(value: object, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _quantization(value: object, where: str) -> Quantization:
-    table = _Table(value, where=where)
-    quantization = Quantization(
-        recipe=table.take("recipe", _text),
-        rules=table.take("rules", _listed(_rule)),
-        source=table.take("source", _sha256),
-        calibration=table.take("calibration", _optional(_calibration)),
-        covered=table.take("covered", _covered),
-    )
-    table.end()
-    return quantization
+_quantization = _record(
+    Quantization,
+    recipe=_text,
+    rules=_listed(_rule),
+    source=_sha256,
+    calibration=_optional(_calibration),
+    covered=_covered,
+)
 
 
 def _frame_size(value: object, where: str) -> tuple[int, int]:
