@@ -20,10 +20,11 @@ from onnx import TensorProto, helper
 
 from ..runtime.engine import Array, open_engine
 from ..runtime.errors import EngineError, UsageError
+from ..runtime.ladder import reference_device
 from ..runtime.model_package import ModelPackage
 from .layers import Layer, find_layers, read_model
 from .rewrite import Range
-from .trajectory import Call, Progress, Recording, reference_device
+from .trajectory import Call, Progress, Recording
 from .workbench import Workbench
 
 METHODS: tuple[str, ...] = ("mse", "min-max", "percentile")

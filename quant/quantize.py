@@ -8,10 +8,8 @@ only after the gate let it pass.
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +37,7 @@ from .plan import (
 from .recipes import Recipe
 from .request import Progress, Request
 from .rewrite import Storage, StoredWeight, rewrite
-from .stored_weights import Slot, by_file, changes, lay_out, named, pieces, unchanged
+from .stored_weights import Slot, by_file, changes, copied, lay_out, named, pieces, unchanged
 
 logger = logging.getLogger(__name__)
 
@@ -152,24 +150,6 @@ def _write_weights(
         writer.complete(location, key=key, record=record)
         places |= named(slots, location=record["location"]) if changes(here) else unchanged(here)
     return every, places
-
-
-def copied(path: Path, target: Path) -> Path:
-    """Copy a file inside the kernel, which shares the blocks where the file system can."""
-    copy_range = getattr(os, "copy_file_range", None)  # absent beyond Linux
-    with path.open("rb") as source, target.open("wb") as sink:
-        left = os.fstat(source.fileno()).st_size
-        while left and copy_range:
-            try:
-                count = copy_range(source.fileno(), sink.fileno(), left)
-            except OSError:  # two file systems, or an old kernel: bytes have to pass through here
-                break
-            left -= count
-            if not count:
-                break
-        while piece := source.read(8 << 20) if left else b"":
-            sink.write(piece)
-    return target
 
 
 def _write_graphs(

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from ..runtime.chunks import WindowPlan, slice_audio
 from ..runtime.engine import Array, Engine, open_engine
 from ..runtime.errors import UsageError
+from ..runtime.ladder import reference_device
 from ..runtime.model_package import ModelPackage
 from ..runtime.schedulers import euler_step
-from .trajectory import Call, Recording, reference_device
+from .trajectory import Call, Recording
 
 Floats = npt.NDArray[np.float32]
 

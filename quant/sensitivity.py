@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import EdgereelsError, UsageError
-from ..runtime.metrics import MOST_DB
+from ..runtime.metrics import MOST_DB, Box, crop
 from ..runtime.model_package import ModelPackage
 from .calibration import Ranges, find_ranges
 from .candidates import Candidates, Part, keeping
@@ -299,9 +299,7 @@ def _parts(ranked: Sequence[Ranked]) -> list[Part]:
 class _Judge:
     """Says what a choice of parts does to the scenes of a replay."""
 
-    def __init__(
-        self, replay: Replay, candidates: Candidates, *, mouth_box: tuple[float, float, float, float] | None
-    ) -> None:
+    def __init__(self, replay: Replay, candidates: Candidates, *, mouth_box: Box | None) -> None:
         self._replay = replay
         self._candidates = candidates
         self._mouth_box = mouth_box
@@ -319,9 +317,7 @@ class _Judge:
         return Harm({region: float(np.mean(errors)) for region, errors in found.items()})
 
 
-def compare(
-    ours: Outcome, theirs: Outcome, *, scene: Scene, mouth_box: tuple[float, float, float, float] | None
-) -> dict[str, float]:
+def compare(ours: Outcome, theirs: Outcome, *, scene: Scene, mouth_box: Box | None) -> dict[str, float]:
     """Return region to error: squared, relative to the peak of a pixel, or to the reference where there is no face.
 
     Args:
@@ -336,13 +332,12 @@ def compare(
             "frames": _relative(ours.frames, theirs.frames),
         }
     squares = np.square(ours.frames - theirs.frames, dtype=np.float64) / PIXEL_PEAK**2
-    height, width = squares.shape[3:]
-    top, left, bottom, right = (round(f * s) for f, s in zip(mouth_box, (height, width) * 2, strict=True))
+    clip = np.moveaxis(squares[0], 0, -1)
     start = scene.window.emit_start
     return {
-        "whole": float(squares.mean()),
-        "mouth": float(squares[:, :, :, top:bottom, left:right].mean()),
-        "seam": float(squares[:, :, start : start + SEAM_FRAMES].mean()),
+        "whole": float(clip.mean()),
+        "mouth": float(crop(clip, mouth_box).mean()),
+        "seam": float(clip[start : start + SEAM_FRAMES].mean()),
     }
 
 

@@ -11,7 +11,6 @@ import logging
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,19 @@ import numpy.typing as npt
 
 from ..runtime import AvatarSession, StreamSettings
 from ..runtime.audio import SAMPLE_RATE, load_speech, loudness_lufs, video_frame_count
-from ..runtime.avatar import Avatar, read_avatar
+from ..runtime.avatar import Avatar
 from ..runtime.chunks import WindowPlan
 from ..runtime.engine import Array
 from ..runtime.errors import MediaError, PackageError
 from ..runtime.image import load_portrait
+from ..runtime.ladder import reference_device
+from ..runtime.ladder_recording import power_of, stranger
 from ..runtime.manifest import Calibration
-from ..runtime.model_package import DEFAULT_PACKAGE, ModelPackage
+from ..runtime.model_package import DEMO_SPEECH, ModelPackage
 from ..runtime.package_files import sha256_of
 from ..runtime.planner import Plan, plan
 
 logger = logging.getLogger(__name__)
-
-DEMO_SOUND = DEFAULT_PACKAGE.parent / "demo.wav"
-"""The speech that comes with the installation, 7.9 s."""
 
 CALLS_PER_GRAPH = 24
 """Calls of one graph that are kept: eight passes of three steps, or two clips of the embedded package's twelve."""
@@ -44,10 +42,6 @@ SCRATCH_BYTES = 4 << 30
 
 SILENT_LUFS = -60.0
 """Quieter sound is no speech: the audio encoder would be calibrated on its own bias."""
-
-STRANGER_SIZE = (128, 128)
-"""(height, width) for the embedded portrait in a package that takes any face and was given none: with real pictures the
-package's own size is rendered, which on a CPU takes a published model many hours."""
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".caf"})
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -188,15 +182,10 @@ def record(
             keeper.begin(index)
             given: dict[str, Any] = {"image" if isinstance(clip.face, Path) else "avatar": clip.face}
             if isinstance(clip.face, Avatar):
-                given["size"] = STRANGER_SIZE
+                given["size"] = stranger()[1]  # a published model's own size takes a CPU many hours
             for _chunk in session.stream(audio=clip.path, seed=index, **given | settings):
                 pass  # pictures are of no use here: what is wanted are the feeds on the way
     return Recording(clips, keeper.end(), timesteps)
-
-
-def reference_device() -> str:
-    """Return where float32 is the package's own reference: ONNX Runtime's CPU, or OpenVINO's where that alone is."""
-    return "onnxruntime:CPU" if find_spec("onnxruntime") else "openvino:CPU"
 
 
 # ── Sounds and faces ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -208,7 +197,7 @@ def gather_clips(package: ModelPackage, folder: Path | None, **settings: Any) ->
     Raises:
         MediaError: see `record`.
     """
-    sounds, pictures = _found(folder) if folder is not None else ([DEMO_SOUND], [])
+    sounds, pictures = _found(folder) if folder is not None else ([DEMO_SPEECH], [])
     faces = _faces(package, pictures)
     sampling = StreamSettings(**settings).resolved(package.manifest.settings)
     fps = package.manifest.settings.fps
@@ -301,9 +290,7 @@ def _faces(package: ModelPackage, pictures: Sequence[Path]) -> list[Path | Avata
         load_portrait(picture)  # so that a damaged one is found before an hour of rendering
     if pictures or avatars:
         return [*pictures] or [*avatars]
-    embedded = ModelPackage.open("default", verify="size")
-    known = read_avatar(embedded.avatar_path(next(iter(embedded.manifest.avatars))))
-    return [Avatar(name=known.name, portrait=known.portrait)]
+    return [stranger()[0]]
 
 
 def rank_passes(made: Plan, samples: Samples, *, fps: float) -> dict[int, int]:
@@ -313,18 +300,12 @@ def rank_passes(made: Plan, samples: Samples, *, fps: float) -> dict[int, int]:
     """
     if made.is_clip:
         return {0: 0}
-    loudness = {window.pass_index: _power(samples, window, fps=fps) for window in made.windows}
+    loudness = {window.pass_index: power_of(samples, window, fps=fps) for window in made.windows}
     loudest, quietest = max(loudness, key=loudness.__getitem__), min(loudness, key=loudness.__getitem__)
     count = len(made.windows)
     spread = sorted(range(1, count + 1), key=lambda index: radical_inverse(index))
     order = dict.fromkeys([loudest, quietest, count, 0, 1, *spread])
     return {pass_index: rank for rank, pass_index in enumerate(order)}
-
-
-def _power(samples: Samples, window: WindowPlan, *, fps: float) -> float:
-    start = int(window.start_frame * SAMPLE_RATE / fps)
-    heard = samples[start : start + int(window.window * SAMPLE_RATE / fps)]
-    return float(np.square(heard, dtype=np.float64).mean()) if len(heard) else 0.0
 
 
 def radical_inverse(index: int) -> float:

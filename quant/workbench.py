@@ -6,13 +6,13 @@ a second name, for which everybody who opens the package meanwhile refuses it.
 """
 
 import hashlib
-import shutil
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto
 
 from ..runtime.model_package import ModelPackage
+from .stored_weights import copied
 
 
 class Workbench:
@@ -30,7 +30,7 @@ class Workbench:
             if tensor.data_location == TensorProto.EXTERNAL:
                 location = next(entry.value for entry in tensor.external_data if entry.key == "location")
                 if not (self._root / location).exists():
-                    shutil.copyfile(self._package.root / location, self._root / location)
+                    copied(self._package.root / location, self._root / location)
         path = self._root / f"{name}.onnx"
         path.write_bytes(model.SerializeToString())
         return path

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from .command_progress import compile_progress, frames_progress
 from .command_render import describe
+from .model_package import DEMO_SPEECH
 from .options import OptionParser, add_session_options, session_arguments
 from .session import AvatarSession
-
-DEMO_SPEECH = Path(__file__).parent / "embedded" / "demo.wav"
 
 
 def main(argv: list[str]) -> int:

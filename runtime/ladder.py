@@ -25,7 +25,7 @@ from .quality import Quality, graph_digests, table
 from .split_dit import FIRST_PART, parts_of
 from .verification import versions
 
-__all__ = ["RUNGS", "Prepared", "climb", "prepare", "table"]
+__all__ = ["RUNGS", "Prepared", "climb", "prepare", "reference_device", "table"]
 
 RUNGS = ("block", "graph", "window", "clip")
 REFERENCE_DEVICES = ("onnxruntime:CPU", "openvino:CPU")
@@ -115,7 +115,7 @@ def prepare(
 ) -> Prepared:
     """Let the reference render what its candidates are compared with; arguments and errors as for `climb`."""
     say = progress or (lambda _line: None)
-    asked = Asked(device=_reference_device(), threads=threads or 0, compute="f32")
+    asked = Asked(device=reference_device(), threads=threads or 0, compute="f32")
     trial = prepare_trial(reference, sound=sound, size=size)
     say("the reference speaks")
     recording = record(reference, trial, asked=asked)
@@ -181,7 +181,8 @@ def _checkpoint_of(package: ModelPackage) -> dict[str, set[str]]:
     return {name: {file.sha256 for file in files} for name, files in package.manifest.sources.items() if files}
 
 
-def _reference_device() -> str:
+def reference_device() -> str:
+    """Return where float32 is a package's own reference: the first of `REFERENCE_DEVICES` that is installed."""
     from importlib.util import find_spec
 
     return next((name for name in REFERENCE_DEVICES if find_spec(name.partition(":")[0])), REFERENCE_DEVICES[0])

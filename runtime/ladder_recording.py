@@ -20,7 +20,7 @@ from .avatar import Avatar, read_avatar
 from .chunks import WindowPlan
 from .engine import Array, Engine
 from .errors import UsageError
-from .model_package import DEFAULT_PACKAGE, ModelPackage
+from .model_package import DEMO_SPEECH, ModelPackage
 from .placement import Asked, Placement
 from .planner import Plan, plan
 from .session import AvatarSession
@@ -30,7 +30,6 @@ from .tables import sinusoid
 Samples = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 
-DEMO_SPEECH = DEFAULT_PACKAGE.parent / "demo.wav"
 SILENCE_S = 0.8
 LOUDER = 2.0
 """+6 dB over the rest of the clip: the renderer brings the whole to one loudness, not its parts."""
@@ -132,11 +131,16 @@ def prepare_trial(
         raise UsageError(f"the sound has {made.audio_frames} frames; a ladder needs two windows, {least} frames")
     if package.manifest.avatars:
         return Trial(samples, None, size, _own_prompts(package), made)
+    face, its_size = stranger()
+    return Trial(samples, face, size or its_size, _own_prompts(package), made)
+
+
+def stranger() -> tuple[Avatar, tuple[int, int]]:
+    """Return a face for a package that takes any and has none, the embedded portrait, and its (height, width)."""
     embedded = ModelPackage.open("default", verify="size")
-    face = read_avatar(embedded.avatar_path(next(iter(embedded.manifest.avatars))))
-    (its_size,) = embedded.manifest.sizes[embedded.manifest.default_size].values()
-    stranger = Avatar(name=face.name, portrait=face.portrait)
-    return Trial(samples, stranger, size or its_size, _own_prompts(package), made)
+    known = read_avatar(embedded.avatar_path(next(iter(embedded.manifest.avatars))))
+    (size,) = embedded.manifest.sizes[embedded.manifest.default_size].values()
+    return Avatar(name=known.name, portrait=known.portrait), size  # its latents are of another package
 
 
 def _own_prompts(package: ModelPackage) -> dict[str, str]:
@@ -192,7 +196,7 @@ def _copied(arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 def _chosen_passes(trial: Trial, *, fps: float) -> Collection[int]:
     passes = trial.plan.passes
-    energy = {window.pass_index: _energy(trial.sound, window, fps=fps) for window in trial.plan.windows}
+    energy = {window.pass_index: power_of(trial.sound, window, fps=fps) for window in trial.plan.windows}
     outer = {0, 1, 2, len(passes) - 1}
     chosen = outer | {min(energy, key=energy.__getitem__), max(energy, key=energy.__getitem__)}
     spread = np.linspace(0, len(passes) - 1, num=ENOUGH_PASSES).round().astype(int).tolist()
@@ -202,7 +206,7 @@ def _chosen_passes(trial: Trial, *, fps: float) -> Collection[int]:
     return chosen
 
 
-def _energy(sound: Samples, window: WindowPlan, *, fps: float) -> float:
+def power_of(sound: Samples, window: WindowPlan, *, fps: float) -> float:
     """Return the mean square of what a window speaks; 0 past the end of the sound."""
     first, last = window.start_frame, window.start_frame + window.window
     heard = sound[round(first / fps * SAMPLE_RATE) : round(last / fps * SAMPLE_RATE)]

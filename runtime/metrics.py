@@ -128,8 +128,8 @@ def luma(frames: Pixels) -> Floats:
     return frames.astype(np.float64) @ LUMA
 
 
-def crop(frames: Pixels, box: Box) -> Pixels:
-    """Cut frames (T, H, W, 3) to a box: top, left, bottom, right as fractions; at least one pixel each way."""
+def crop(frames: Array, box: Box) -> Array:
+    """Cut frames (T, H, W, ...) to a box: top, left, bottom, right as fractions; at least one pixel each way."""
     height, width = frames.shape[1:3]
     top, bottom = _span(box[0], box[2], size=height)
     left, right = _span(box[1], box[3], size=width)

@@ -22,6 +22,9 @@ MAX_GRAPH_BYTES = 256 << 20  # weights lie outside: 40 fused blocks are about 5 
 DEFAULT_PACKAGE = Path(__file__).parent / "embedded" / "default.edgereels"
 """The package that comes with the installation."""
 
+DEMO_SPEECH = DEFAULT_PACKAGE.parent / "demo.wav"
+"""The speech that comes with it, 7.9 s."""
+
 
 def package_path(named: str | Path) -> Path:
     """Return the folder that a person means: the text "default" is the embedded package, anything else a path."""

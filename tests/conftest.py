@@ -7,8 +7,13 @@ import os
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from edgereels.quant.trajectory import Recording
+    from edgereels.runtime import ModelPackage
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -31,6 +36,26 @@ def compiled_graphs() -> Path:
     folder = Path(tempfile.gettempdir()) / f"edgereels-test-graphs-{getpass.getuser()}"
     os.environ.setdefault("EDGEREELS_CACHE", str(folder))
     return Path(os.environ["EDGEREELS_CACHE"])
+
+
+@pytest.fixture(scope="session")
+def embedded() -> "ModelPackage":
+    """The package that comes with the installation."""
+    from edgereels.runtime import ModelPackage
+
+    return ModelPackage.open("default", verify="size")
+
+
+@pytest.fixture(scope="session")
+def embedded_recording(embedded: "ModelPackage", tmp_path_factory: pytest.TempPathFactory) -> "Recording":
+    """The embedded avatar at 64 x 64 pixels over two windows: a few seconds."""
+    from edgereels.quant.trajectory import record
+
+    from .test_trajectory import speech, write_sound
+
+    folder = tmp_path_factory.mktemp("recording")
+    write_sound(folder / "a.wav", speech(2.4))
+    return record(embedded, scratch=folder, folder=folder, threads=1, size=(64, 64))
 
 
 @pytest.fixture(scope="session")

@@ -32,8 +32,6 @@ from edgereels.quant.trajectory import Call, Recording, record
 from edgereels.runtime import EngineError, ModelPackage, UsageError
 from edgereels.runtime.metrics import sqnr_db
 
-from .test_trajectory import speech, write_sound
-
 STATIC = Recipe(
     "static",
     (
@@ -42,19 +40,6 @@ STATIC = Recipe(
         Rule(("vae_*coder_next",), ("*",), ("Conv",), "int8-static"),
     ),
 )
-
-
-@pytest.fixture(scope="module")
-def package() -> ModelPackage:
-    return ModelPackage.open("default", verify="size")
-
-
-@pytest.fixture(scope="module")
-def recording(package: ModelPackage, tmp_path_factory: pytest.TempPathFactory) -> Recording:
-    """The embedded avatar at 64 x 64 pixels over two windows: a few seconds."""
-    folder = tmp_path_factory.mktemp("recording")
-    write_sound(folder / "a.wav", speech(2.4))
-    return record(package, scratch=folder, folder=folder, threads=1, size=(64, 64))
 
 
 # ── Histograms ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -137,52 +122,60 @@ def test_strides_are_primes_so_that_no_axis_hides() -> None:
 
 
 def test_extremes_are_those_of_every_value_in_every_call(
-    package: ModelPackage, recording: Recording, tmp_path: Path
+    embedded: ModelPackage, embedded_recording: Recording, tmp_path: Path
 ) -> None:
     """Ours come out of an instrumented graph, theirs are all values of the tensor, fetched whole."""
     graph, layer = "vae_decoder_next", "decoder.head.2"
-    seen = watch(package, recording, scratch=tmp_path, layers={graph: (layer,)}, threads=1)
+    seen = watch(embedded, embedded_recording, scratch=tmp_path, layers={graph: (layer,)}, threads=1)
     assert set(seen) == {(graph, layer)}
-    path = package.graph_path(graph)
+    path = embedded.graph_path(graph)
     tensor = next(found.activation for found in find_layers(read_model(path), graph=graph) if found.name == layer)
     whole = onnx.load(str(path))
     whole.graph.output.append(onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
-    values = [session.run([tensor], call.feeds())[0] for call in recording.calls[graph]]
+    values = [session.run([tensor], call.feeds())[0] for call in embedded_recording.calls[graph]]
     ours, low, high = seen[graph, layer], min(v.min() for v in values), max(v.max() for v in values)
     assert (ours.low, ours.high) == pytest.approx((float(low), float(high)), rel=1e-4)  # f32 sums in another order
     assert ours.counts.sum() == pytest.approx(len(values))
 
 
 def test_parts_of_the_transformer_take_the_ranges_of_the_whole(
-    package: ModelPackage, recording: Recording, tmp_path: Path
+    embedded: ModelPackage, embedded_recording: Recording, tmp_path: Path
 ) -> None:
-    found = find_ranges(package, recording, scratch=tmp_path, layers={"dit_block_03": ("blocks.3.ffn.2",)}, threads=1)
+    found = find_ranges(
+        embedded, embedded_recording, scratch=tmp_path, layers={"dit_block_03": ("blocks.3.ffn.2",)}, threads=1
+    )
     assert found.of("dit_block_03", "blocks.3.ffn.2") == found.of("dit", "blocks.3.ffn.2")
 
 
-def test_a_layer_that_no_render_runs_has_no_range(package: ModelPackage, recording: Recording, tmp_path: Path) -> None:
-    found = find_ranges(package, recording, scratch=tmp_path, layers={"dit_time": ("time_embedding.0",)}, threads=1)
+def test_a_layer_that_no_render_runs_has_no_range(
+    embedded: ModelPackage, embedded_recording: Recording, tmp_path: Path
+) -> None:
+    found = find_ranges(
+        embedded, embedded_recording, scratch=tmp_path, layers={"dit_time": ("time_embedding.0",)}, threads=1
+    )
     with pytest.raises(UsageError, match="never run while the package rendered"):
         found.of("dit_time", "time_embedding.0")
 
 
 def test_an_unknown_way_to_choose_is_refused_before_any_work(
-    package: ModelPackage, recording: Recording, tmp_path: Path
+    embedded: ModelPackage, embedded_recording: Recording, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="min-max"):
-        find_ranges(package, recording, scratch=tmp_path, method="entropy")
+        find_ranges(embedded, embedded_recording, scratch=tmp_path, method="entropy")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_broken_activation_is_named(package: ModelPackage, recording: Recording, tmp_path: Path) -> None:
-    good: Call = recording.calls["vae_encoder_next"][0]
+def test_a_broken_activation_is_named(embedded: ModelPackage, embedded_recording: Recording, tmp_path: Path) -> None:
+    good: Call = embedded_recording.calls["vae_encoder_next"][0]
     feeds = good.feeds()
     feeds["frames"][0, 0, 0, 0, 0] = np.nan
     save_file(feeds, tmp_path / "broken.safetensors")
-    broken = replace(recording, calls={"vae_encoder_next": (replace(good, file=tmp_path / "broken.safetensors"),)})
+    broken = replace(
+        embedded_recording, calls={"vae_encoder_next": (replace(good, file=tmp_path / "broken.safetensors"),)}
+    )
     with pytest.raises(EngineError, match=r"vae_encoder_next: .* takes values from"):
-        watch(package, broken, scratch=tmp_path, threads=1)
+        watch(embedded, broken, scratch=tmp_path, threads=1)
 
 
 @pytest.mark.slow
@@ -192,23 +185,23 @@ def test_a_broken_activation_is_named(package: ModelPackage, recording: Recordin
     ids=["dit", "decoder", "encoder"],
 )
 def test_ranges_serve_windows_that_they_were_not_taken_from(
-    package: ModelPackage, recording: Recording, tmp_path: Path, graph: str, output: str, least_db: float
+    embedded: ModelPackage, embedded_recording: Recording, tmp_path: Path, graph: str, output: str, least_db: float
 ) -> None:
     """W8A8 is gated at 20 dB; measured are 28, 32 and 30 dB at this size. Ranges a tenth as wide must fail."""
     seen = watch(
-        package,
-        recording,
+        embedded,
+        embedded_recording,
         scratch=tmp_path,
-        layers={graph: tuple(layer.name for layer in find_layers(read_model(package.graph_path(graph)), graph=graph))},
+        layers={graph: tuple(layer.name for layer in find_layers(read_model(embedded.graph_path(graph)), graph=graph))},
         calls=lambda call: call.pass_index < 2,
         threads=1,
     )
     ranges = choose_ranges(seen)
-    held_out = [call for call in recording.calls[graph] if call.pass_index == 2]
-    good = quality(package, graph, output, ranges, held_out, scratch=tmp_path / "good")
+    held_out = [call for call in embedded_recording.calls[graph] if call.pass_index == 2]
+    good = quality(embedded, graph, output, ranges, held_out, scratch=tmp_path / "good")
     assert good >= least_db
     narrow = {layer: Range(found.low / 10, found.high / 10) for layer, found in ranges.of_layers.items()}
-    bad = quality(package, graph, output, Ranges("narrow", narrow), held_out, scratch=tmp_path / "bad")
+    bad = quality(embedded, graph, output, Ranges("narrow", narrow), held_out, scratch=tmp_path / "bad")
     assert bad < 20.0
 
 
@@ -231,12 +224,12 @@ def quality(
 
 
 @pytest.mark.slow
-def test_the_default_way_is_the_best_on_the_embedded_demonstration(package: ModelPackage, tmp_path: Path) -> None:
+def test_the_default_way_is_the_best_on_the_embedded_demonstration(embedded: ModelPackage, tmp_path: Path) -> None:
     """Held-out passes of the whole demonstration at full size: what docs/calibration.md says of the three ways."""
-    made = record(package, scratch=tmp_path, threads=1)
-    names = tuple(layer.name for layer in find_layers(read_model(package.graph_path("dit")), graph="dit"))
+    made = record(embedded, scratch=tmp_path, threads=1)
+    names = tuple(layer.name for layer in find_layers(read_model(embedded.graph_path("dit")), graph="dit"))
     seen = watch(
-        package,
+        embedded,
         made,
         scratch=tmp_path,
         layers={"dit": names},
@@ -246,7 +239,7 @@ def test_the_default_way_is_the_best_on_the_embedded_demonstration(package: Mode
     held_out = [call for call in made.calls["dit"] if call.pass_index % 2]
     found = {
         method: quality(
-            package, "dit", "velocity", choose_ranges(seen, method=method), held_out, scratch=tmp_path / method
+            embedded, "dit", "velocity", choose_ranges(seen, method=method), held_out, scratch=tmp_path / method
         )
         for method in METHODS
     }

@@ -52,8 +52,9 @@ SHARED = {
     "options",
 }
 SHARED |= {"audio", "image", "avatar", "text", "engine", "engine_onnxruntime", "engine_openvino", "sinks", "metrics"}
-# What quant measures with: the same ladder that `edgereels verify` climbs; and what verbs ask of the files they make.
-MEASURES = {"ladder", "ladder_gates", "quality", "render_files"}
+# What quant measures with: the same ladder that `edgereels verify` climbs, on the same faces; and what verbs ask of the
+# files they make.
+MEASURES = {"ladder", "ladder_gates", "ladder_recording", "quality", "render_files"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "runtime": (set(), ENGINES_AND_MEDIA),
     "export": ({f"runtime.{name}" for name in SHARED}, HEAVY - {"openvino", "av", "nncf", "sounddevice"}),

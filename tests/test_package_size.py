@@ -20,11 +20,6 @@ NEAR = 1e-3
 """Of the package: digests of siblings and names of rules are only about known."""
 
 
-@pytest.fixture(scope="module")
-def package() -> ModelPackage:
-    return ModelPackage.open("default", verify="size")
-
-
 def candidates_of(package: ModelPackage, recipe: Recipe, *, scratch: Path) -> Candidates:
     plan = make_plan(recipe, read_graphs(package), find_range=lambda _layer: RANGE)
     return Candidates(package, plan, library="onnxruntime", scratch=scratch)
@@ -41,9 +36,9 @@ def written(recipe: Recipe, target: Path, monkeypatch: pytest.MonkeyPatch) -> in
 @pytest.mark.parametrize("name", ["int8", "int4", "int8-dynamic", "w8a8"])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.6, 1.0])
 def test_the_size_of_any_choice_of_parts_is_known_before_it_is_written(
-    package: ModelPackage, name: str, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    embedded: ModelPackage, name: str, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    candidates = candidates_of(package, BUILT_IN[name], scratch=tmp_path)
+    candidates = candidates_of(embedded, BUILT_IN[name], scratch=tmp_path)
     count = round(share * len(candidates.parts))
     taken, left = candidates.parts[:count], candidates.parts[count:]
     found = written(keeping(BUILT_IN[name], left, name="some"), tmp_path / "some", monkeypatch)
@@ -53,12 +48,12 @@ def test_the_size_of_any_choice_of_parts_is_known_before_it_is_written(
     assert candidates.package_bytes(others) - QUALITY_BYTES != pytest.approx(found, rel=NEAR)
 
 
-def test_weights_that_engines_want_in_two_ways_count_twice(package: ModelPackage, tmp_path: Path) -> None:
-    parts = candidates_of(package, BUILT_IN["w8a8"], scratch=tmp_path).parts
+def test_weights_that_engines_want_in_two_ways_count_twice(embedded: ModelPackage, tmp_path: Path) -> None:
+    parts = candidates_of(embedded, BUILT_IN["w8a8"], scratch=tmp_path).parts
     encoder, decoder = (next(part for part in parts if part.subnetwork == f"vae_{end}coder") for end in ("en", "de"))
     assert 0.5 < encoder.quantized_bytes / encoder.stored_bytes < 0.65  # 8 and 7 bits, float32 before
     assert 0.25 < decoder.quantized_bytes / decoder.stored_bytes < 0.33
 
 
-def test_a_package_takes_what_its_files_take(package: ModelPackage) -> None:
-    assert package_bytes(package) == sum(path.stat().st_size for path in package.root.rglob("*") if path.is_file())
+def test_a_package_takes_what_its_files_take(embedded: ModelPackage) -> None:
+    assert package_bytes(embedded) == sum(path.stat().st_size for path in embedded.root.rglob("*") if path.is_file())

@@ -234,7 +234,7 @@ def test_two_libraries_make_one_video(folder: Path, place: Mapping[str, str]) ->
 
 def windows(device: str, *, seed: int) -> list[np.ndarray]:
     from edgereels.runtime.audio import load_speech
-    from edgereels.runtime.command_demo import DEMO_SPEECH
+    from edgereels.runtime.model_package import DEMO_SPEECH
 
     with AvatarSession.open("default", device=device, compute="f32") as session:
         sound = load_speech(DEMO_SPEECH)[:27000]  # two windows

@@ -19,10 +19,11 @@ import pytest
 
 from edgereels.quant import quantize
 from edgereels.quant.learn import Learned
-from edgereels.quant.quantize import TOLERANCES, Quantized, copied, quantize_package
+from edgereels.quant.quantize import TOLERANCES, Quantized, quantize_package
 from edgereels.quant.recipes import BUILT_IN, Recipe, Rule, parse_recipe, recipe_bytes
 from edgereels.quant.request import Request
 from edgereels.quant.rewrite import Range
+from edgereels.quant.stored_weights import copied
 from edgereels.runtime.errors import PackageError, UsageError, VerificationError
 from edgereels.runtime.golden import load_golden
 from edgereels.runtime.ladder_gates import GateResult

@@ -41,66 +41,55 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def package() -> ModelPackage:
-    return ModelPackage.open("default", verify="size")
-
-
-@pytest.fixture(scope="module")
-def recording(package: ModelPackage, tmp_path_factory: pytest.TempPathFactory) -> Recording:
-    """The embedded avatar at 64 x 64 pixels over two windows: a few seconds."""
-    folder = tmp_path_factory.mktemp("recording")
-    write_sound(folder / "a.wav", speech(2.4))
-    return record(package, scratch=folder, folder=folder, threads=1, size=(64, 64))
-
-
-@pytest.fixture(scope="module")
-def replay(package: ModelPackage, recording: Recording) -> Iterator[Replay]:
-    with Replay(package, recording, scenes=1, threads=1) as opened:
+def replay(embedded: ModelPackage, embedded_recording: Recording) -> Iterator[Replay]:
+    with Replay(embedded, embedded_recording, scenes=1, threads=1) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def curve(package: ModelPackage, recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> Curve:
+def curve(embedded: ModelPackage, embedded_recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> Curve:
     scratch = tmp_path_factory.mktemp("search")
-    return search(package, recording, recipe=MIXED, scratch=scratch, least_db=30.0, scenes=1, threads=1)
+    return search(embedded, embedded_recording, recipe=MIXED, scratch=scratch, least_db=30.0, scenes=1, threads=1)
 
 
 # ── Replay ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_replayed_pass_comes_to_the_latents_that_the_session_decoded(
-    package: ModelPackage, recording: Recording
+    embedded: ModelPackage, embedded_recording: Recording
 ) -> None:
-    decoded = {call.pass_index: call.feeds()["latents"] for call in recording.calls["vae_decoder_first"]}
-    with Replay(package, recording, scenes=9, threads=1) as replay:
+    decoded = {call.pass_index: call.feeds()["latents"] for call in embedded_recording.calls["vae_decoder_first"]}
+    with Replay(embedded, embedded_recording, scenes=9, threads=1) as replay:
         assert len(replay.scenes) == 4  # the key-frame pass and three windows
         for scene, outcome in zip(replay.scenes, replay.reference, strict=True):
             assert np.array_equal(outcome.latents[:, :, :1], decoded[scene.window.pass_index])
 
 
 @pytest.mark.slow
-def test_several_steps_and_motion_frames_are_replayed_as_they_were(package: ModelPackage, tmp_path: Path) -> None:
+def test_several_steps_and_motion_frames_are_replayed_as_they_were(embedded: ModelPackage, tmp_path: Path) -> None:
     write_sound(tmp_path / "a.wav", speech(2.4))
-    made = record(package, scratch=tmp_path, folder=tmp_path, threads=1, size=(64, 64), steps=3)
+    made = record(embedded, scratch=tmp_path, folder=tmp_path, threads=1, size=(64, 64), steps=3)
     decoded = {call.pass_index: call.feeds()["latents"] for call in made.calls["vae_decoder_first"]}
-    with Replay(package, made, scenes=9, threads=1) as replay:
+    with Replay(embedded, made, scenes=9, threads=1) as replay:
         for scene, outcome in zip(replay.scenes, replay.reference, strict=True):
             # motion latents are their noised form less its noise: float32 loses the last bits
             assert np.allclose(outcome.latents[:, :, :1], decoded[scene.window.pass_index], atol=1e-5)
 
 
-def test_replayed_frames_are_those_that_the_session_would_colour(package: ModelPackage, recording: Recording) -> None:
+def test_replayed_frames_are_those_that_the_session_would_colour(
+    embedded: ModelPackage, embedded_recording: Recording
+) -> None:
     seen: list[np.ndarray] = []
 
     def observe(graph: str, feeds: Mapping[str, np.ndarray], _outputs: Mapping[str, np.ndarray]) -> None:
         if graph == "finish":
             seen.append(np.array(feeds["frames"]))
 
-    with AvatarSession.open(package.root, device="onnxruntime:CPU", threads=1, verify="size", observe=observe) as s:
-        for _chunk in s.stream(audio=recording.clips[0].path, seed=0, size=(64, 64)):
+    with AvatarSession.open(embedded.root, device="onnxruntime:CPU", threads=1, verify="size", observe=observe) as s:
+        for _chunk in s.stream(audio=embedded_recording.clips[0].path, seed=0, size=(64, 64)):
             pass
     theirs = np.concatenate(seen, axis=2)
-    with Replay(package, recording, scenes=1, threads=1) as replay:
+    with Replay(embedded, embedded_recording, scenes=1, threads=1) as replay:
         ours = replay.reference[0].frames
     shown = replay.scenes[0].window.emit_start
     first = ours[:, :, shown : shown + 1]
@@ -111,11 +100,11 @@ def test_replayed_frames_are_those_that_the_session_would_colour(package: ModelP
 
 @pytest.mark.parametrize("graph", [name for name in REPLAYED if name != "image_encoder"])
 def test_exchanging_a_graph_for_itself_changes_nothing_and_for_another_something(
-    package: ModelPackage, replay: Replay, tmp_path: Path, graph: str
+    embedded: ModelPackage, replay: Replay, tmp_path: Path, graph: str
 ) -> None:
-    model = read_model(package.graph_path(graph))
-    same = Workbench(package, tmp_path).write("same", model)
-    other = Workbench(package, tmp_path).write("other", louder(model))
+    model = read_model(embedded.graph_path(graph))
+    same = Workbench(embedded, tmp_path).write("same", model)
+    other = Workbench(embedded, tmp_path).write("other", louder(model))
     (reference,) = replay.reference
     (ours,) = replay.run({graph: same})
     (theirs,) = replay.run({graph: other})
@@ -144,15 +133,15 @@ def test_a_graph_that_is_not_replayed_cannot_be_exchanged(replay: Replay, tmp_pa
         replay.run({"finish": tmp_path / "finish.onnx"})
 
 
-def test_scenes_are_windows_that_show_something_first(recording: Recording) -> None:
-    order = [scene.window.pass_index for scene in pick_scenes(recording, most=9)]
+def test_scenes_are_windows_that_show_something_first(embedded_recording: Recording) -> None:
+    order = [scene.window.pass_index for scene in pick_scenes(embedded_recording, most=9)]
     assert order[-1] == 0  # of the key-frame pass nothing is shown
-    ranks = recording.clips[0].ranks
+    ranks = embedded_recording.clips[0].ranks
     assert [ranks[index] for index in order[:-1]] == sorted(ranks[index] for index in order[:-1])
 
 
-def test_a_recording_without_whole_passes_has_no_scene(recording: Recording) -> None:
-    longer = replace(recording, timesteps=np.array([1000, 500, 0], np.float32))
+def test_a_recording_without_whole_passes_has_no_scene(embedded_recording: Recording) -> None:
+    longer = replace(embedded_recording, timesteps=np.array([1000, 500, 0], np.float32))
     with pytest.raises(UsageError, match="no whole pass"):
         pick_scenes(longer, most=1)
 
@@ -170,9 +159,9 @@ def test_a_recording_without_whole_passes_has_no_scene(recording: Recording) -> 
     ids=["a corner", "the mouth", "the first frame shown"],
 )
 def test_an_error_is_found_in_the_region_where_it_is(
-    recording: Recording, place: tuple[slice, slice, slice], regions: set[str]
+    embedded_recording: Recording, place: tuple[slice, slice, slice], regions: set[str]
 ) -> None:
-    scene = next(s for s in pick_scenes(recording, most=9) if s.window.emit_start == 5)
+    scene = next(s for s in pick_scenes(embedded_recording, most=9) if s.window.emit_start == 5)
     theirs = Outcome(np.ones((1, 16, 9, 2, 2), np.float32), np.zeros((1, 3, 29, 16, 16), np.float32))
     frames = theirs.frames.copy()
     frames[:, :, place[0], place[1], place[2]] = 1.0
@@ -182,8 +171,8 @@ def test_an_error_is_found_in_the_region_where_it_is(
     assert {region for region, error in found.items() if error > 0} == regions
 
 
-def test_without_a_face_latents_and_frames_count_relative_to_the_reference(recording: Recording) -> None:
-    scene = pick_scenes(recording, most=1)[0]
+def test_without_a_face_latents_and_frames_count_relative_to_the_reference(embedded_recording: Recording) -> None:
+    scene = pick_scenes(embedded_recording, most=1)[0]
     ones = np.ones((1, 16, 9, 2, 2), np.float32)
     found = compare(Outcome(ones * 1.1, ones), Outcome(ones, ones), scene=scene, mouth_box=None)
     assert decibels(found["latents"]) == pytest.approx(20.0, abs=0.01)
@@ -215,10 +204,10 @@ def test_more_parts_save_more_and_harm_more(curve: Curve) -> None:
     assert {region for point in curve.points for region in point.harm.regions} == {"whole", "mouth", "seam"}
 
 
-def test_the_recipe_replays_the_choice(package: ModelPackage, curve: Curve) -> None:
+def test_the_recipe_replays_the_choice(embedded: ModelPackage, curve: Curve) -> None:
     replayed = parse_recipe(recipe_bytes(curve.recipe), where="file")
     assert replayed == curve.recipe
-    plan = make_plan(replayed, read_graphs(package), find_range=lambda _layer: Range(-1, 1))
+    plan = make_plan(replayed, read_graphs(embedded), find_range=lambda _layer: Range(-1, 1))
     quantized = {
         (graph.source.subnetwork, part_name(choice.layer.name))
         for graph in plan.graphs
@@ -234,11 +223,13 @@ def test_a_curve_survives_json(curve: Curve) -> None:
 
 
 def test_a_size_budget_takes_no_more_parts_than_it_needs(
-    package: ModelPackage, recording: Recording, tmp_path: Path
+    embedded: ModelPackage, embedded_recording: Recording, tmp_path: Path
 ) -> None:
     convolutions = Recipe("convolutions", (Rule(("vae_decoder*",), MIXED.rules[1].layers, ("Conv",), "int8"),))
-    whole = package_bytes(package) + QUALITY_BYTES
-    found = search(package, recording, recipe=convolutions, scratch=tmp_path, budget_bytes=whole, scenes=1, threads=1)
+    whole = package_bytes(embedded) + QUALITY_BYTES
+    found = search(
+        embedded, embedded_recording, recipe=convolutions, scratch=tmp_path, budget_bytes=whole, scenes=1, threads=1
+    )
     assert [one.part.name for one in found.ranked] == ["decoder.middle.1", "decoder.head.2"]
     assert [one.taken for one in found.ranked] == [True, False]  # rules and nodes take more than nothing
     assert found.chosen.package_bytes <= whole < found.points[0].package_bytes
@@ -287,21 +278,21 @@ def test_under_a_size_budget_no_part_is_taken_that_is_not_needed(budget: int, na
     ids=["size", "error"],
 )
 def test_a_budget_that_cannot_be_met_says_what_can(
-    package: ModelPackage, recording: Recording, tmp_path: Path, wanted: Mapping[str, float], says: str
+    embedded: ModelPackage, embedded_recording: Recording, tmp_path: Path, wanted: Mapping[str, float], says: str
 ) -> None:
     one = Recipe("one", (Rule(("vae_decoder*",), ("decoder.middle.1.*",), ("Conv",), "int8"),))
     with pytest.raises(EdgereelsError, match=says):
-        search(package, recording, recipe=one, scratch=tmp_path, scenes=1, threads=1, **wanted)  # type: ignore[arg-type]
+        search(embedded, embedded_recording, recipe=one, scratch=tmp_path, scenes=1, threads=1, **wanted)  # type: ignore[arg-type]
 
 
 def test_two_budgets_and_nothing_to_measure_are_refused(
-    package: ModelPackage, recording: Recording, tmp_path: Path
+    embedded: ModelPackage, embedded_recording: Recording, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="expected one of them"):
-        search(package, recording, recipe=MIXED, scratch=tmp_path, budget_bytes=1, least_db=1.0)
+        search(embedded, embedded_recording, recipe=MIXED, scratch=tmp_path, budget_bytes=1, least_db=1.0)
     unseen = Recipe("unseen", (Rule(("dit_time",), ("*",), ("MatMul", "Gemm"), "int8"),))
     with pytest.raises(UsageError, match="changes nothing that a render"):
-        search(package, recording, recipe=unseen, scratch=tmp_path)
+        search(embedded, embedded_recording, recipe=unseen, scratch=tmp_path)
 
 
 def test_keeping_parts_puts_rules_in_front() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from edgereels.runtime import AvatarSession, EdgereelsError, MediaError, PackageError, read_avatar, write_avatar
 from edgereels.runtime.audio import SAMPLE_RATE, load_speech
 from edgereels.runtime.cli import main
-from edgereels.runtime.command_demo import DEMO_SPEECH
+from edgereels.runtime.model_package import DEMO_SPEECH
 
 SMALL = (64, 64)
 """A size at which streams take a seventh of the time; whole renders of files take the package's own."""

@@ -13,13 +13,13 @@ from PIL import Image
 
 from edgereels.quant.trajectory import (
     CALLS_PER_GRAPH,
-    DEMO_SOUND,
     Recording,
     files_in,
     gather_clips,
     record,
 )
 from edgereels.runtime import Avatar, AvatarSession, EdgereelsError, MediaError, ModelPackage
+from edgereels.runtime.model_package import DEMO_SPEECH
 from edgereels.runtime.package_files import sha256_of
 
 from .stand_in_package import portrait, write_stand_in
@@ -152,8 +152,8 @@ def test_progress_ends_with_all_passes(package: ModelPackage, sounds: Path, tmp_
 
 def test_without_a_folder_the_embedded_demonstration_is_heard(package: ModelPackage) -> None:
     (clip,) = gather_clips(package, None)
-    assert clip.path == DEMO_SOUND
-    assert clip.sha256 == sha256_of(DEMO_SOUND)
+    assert clip.path == DEMO_SPEECH
+    assert clip.sha256 == sha256_of(DEMO_SPEECH)
     assert clip.face == "anna"
     assert CALLS_PER_GRAPH >= 9  # the embedded package's own demonstration is kept whole
 
