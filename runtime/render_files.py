@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
-from .sinks import check_target, import_av
+from .sinks import check_target
 
 
 def check_targets(made: Mapping[str, Path], *, inputs: Mapping[str, Any], packages: Collection[Path] = ()) -> None:
@@ -31,8 +31,6 @@ def check_targets(made: Mapping[str, Path], *, inputs: Mapping[str, Any], packag
             if used in taken:
                 raise UsageError(f"{name} and {taken[used]} both mean {used.name}; expected a file for each")
             taken[used] = name
-    if "out" in made:
-        import_av()
 
 
 def _check_outside(path: Path, package: Path, *, name: str) -> None:

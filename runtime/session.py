@@ -27,7 +27,7 @@ from .render_files import check_targets
 from .report import EngineReport, RenderReport
 from .sampler import Draws, RecordedDraws, SeededDraws, draw_shapes
 from .shapes import LATENT_CHANNELS, VAE_STRIDE, StreamSize, encoder_shapes, stream_shapes
-from .sinks import ArraySink, LinesSink, Mp4Sink, Sink
+from .sinks import ArraySink, LinesSink, Mp4Sink, Sink, import_av
 from .stream import Stream
 from .stream_settings import StreamSettings, as_usage, check_size
 from .tables import RopeGrid, rope_tables
@@ -221,13 +221,15 @@ class AvatarSession:
 
         Raises:
             OutputError: a file can't be written.
-            UsageError: two of the files are the same.
+            MissingExtraError: a video is asked for, and what writes it is not installed.
+            UsageError: two of the files are the same, or one lies in the package.
         """
         targets = {"out": out, "frames": frames, "trace": trace}
         made = {name: Path(path) for name, path in targets.items() if path is not None}
-        check_targets(
-            made, inputs={"audio": audio} | {name: arguments.get(name) for name in ("image", "avatar", "noise")}
-        )
+        read = {"audio": audio} | {name: arguments.get(name) for name in ("image", "avatar", "noise")}
+        check_targets(made, inputs=read, packages=[self.package.root])
+        if "out" in made:
+            import_av()
         record = Trace(keep=False)
         with ExitStack() as stack:
             lines = stack.enter_context(LinesSink(made["trace"])) if "trace" in made else None
@@ -275,9 +277,9 @@ class AvatarSession:
             MediaError: the picture can't be used.
             OutputError: the file can't be written.
             PackageError: the package lacks something that this needs.
-            UsageError: a size or a window that does not exist, or `out` is the picture.
+            UsageError: a size or a window that does not exist, or `out` is the picture or lies in the package.
         """
-        check_targets({"out": Path(out)}, inputs={"image": image})
+        check_targets({"out": Path(out)}, inputs={"image": image}, packages=[self.package.root])
         own = self.package.manifest.settings
         if window is None:
             window = own.window

@@ -184,3 +184,20 @@ def test_without_a_prompt_no_tokenizer_is_needed(
     assert main(["avatar", str(package), "i.png", "a"]) == 0
     assert main(["avatar", str(package), "i.png", "b", "--prompt", "hello"]) == 1
     assert names() == {"i.png", "a"}
+
+
+def test_preparing_a_face_needs_nothing_that_writes_videos(
+    package: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert main(["avatar", str(package), "i.png", "a"]) == 0
+    assert main(["render", "--package", str(package), "--image", "i.png", "--audio", "no.wav", "--out", "v.mp4"]) != 0
+
+
+def test_an_avatar_is_not_written_into_its_package(
+    package: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name for path in package.iterdir()}
+    assert main(["avatar", str(package), "i.png", str(package / "mine.avatar")]) == 2
+    assert "expected a file outside of it" in capsys.readouterr().err
+    assert {path.name for path in package.iterdir()} == before

@@ -565,6 +565,27 @@ def test_a_full_disk_is_one_line_and_no_file(targets: list[str], package: Path, 
     assert names() == {"s.wav"}
 
 
+@pytest.mark.parametrize("option", ["--out", "--frames", "--trace"])
+def test_nothing_is_written_into_a_package(
+    option: str, package: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name for path in package.iterdir()}
+    arguments = [
+        "render",
+        "--package",
+        str(package),
+        "--audio",
+        "s.wav",
+        "--out",
+        "v.mp4",
+        option,
+        str(package / "made"),
+    ]
+    assert main(arguments) == 2
+    assert "expected a file outside of it" in capsys.readouterr().err
+    assert {path.name for path in package.iterdir()} == before
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_is_closed_is_one_line(package: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "closed").mkdir(mode=0o500)
