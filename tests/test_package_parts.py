@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of a package: written through the writer, resumed after a kill, never more than one layer in memory."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,20 +110,25 @@ def export_two(target: Path, *, kill: bool, key: str = "k") -> PartsWriter:
     return parts
 
 
-def test_a_killed_export_resumes_after_the_last_finished_part(tmp_path: Path, traces: list[str]) -> None:
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an export that was killed after its first part; not to be changed."""
+    folder = tmp_path_factory.mktemp("killed")
     with pytest.raises(Killed):
-        export_two(tmp_path / "p", kill=True)
-    traces.clear()
+        export_two(folder / "p", kill=True)
+    return folder
+
+
+def test_a_killed_export_resumes_after_the_last_finished_part(killed: Path, tmp_path: Path, traces: list[str]) -> None:
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     parts = export_two(tmp_path / "p", kill=False)
     assert traces == ["two_first"]
     assert sorted(parts.graphs) == ["one_first", "two_first"]
     assert sorted(parts.golden) == sorted(parts.graphs)
 
 
-def test_a_part_from_other_input_is_made_again(tmp_path: Path, traces: list[str]) -> None:
-    with pytest.raises(Killed):
-        export_two(tmp_path / "p", kill=True)
-    traces.clear()
+def test_a_part_from_other_input_is_made_again(killed: Path, tmp_path: Path, traces: list[str]) -> None:
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     export_two(tmp_path / "p", kill=False, key="another")
     assert traces == ["one_first", "two_first"]
 
