@@ -51,7 +51,7 @@ class GateResult:
     """A gate, and what came to it."""
 
     rung: str
-    """block, graph, window or clip."""
+    """block, graph, window, clip or rehearsal."""
     where: str
     """Name of the graph, or what of the clip was looked at."""
     metric: str
