@@ -174,22 +174,24 @@ def parts(run: Run) -> dict[str, Any]:
 
 
 def profiles(run: Run) -> dict[str, Any]:
-    """Return contender to subnetwork to operator to its share of the time inside kernels."""
+    """Return contender, without "edgereels, ", to subnetwork to operator to its share of the time inside kernels."""
     folder = run.work / "profiles"
     folder.mkdir(exist_ok=True)
     common = {"workload": run.workload, "threads": run.threads}
     plain = common | {"package": run.folder}
-    quantized = {name: ("bf16" if name in ("vae_encoder", "dit", "vae_decoder") else "f32") for name in SUBNETWORKS}
+    f32 = dict.fromkeys(SUBNETWORKS, "f32")
+    auto = {name: ("bf16" if name in ("vae_encoder", "dit", "vae_decoder") else "f32") for name in SUBNETWORKS}
     settings: dict[str, dict[str, Any]] = {
         "ONNX Runtime f32": {"kind": "onnxruntime", "profile_to": str(folder), **plain},
-        "OpenVINO f32": {"kind": "openvino", "precision": dict.fromkeys(SUBNETWORKS, "f32"), **plain},
-        "OpenVINO auto": {"kind": "openvino", "precision": quantized, **plain},
+        "OpenVINO f32": {"kind": "openvino", "precision": f32, **plain},
+        "OpenVINO auto": {"kind": "openvino", "precision": auto, **plain},
     }
     for recipe, package in run.quantized.items():
         opened = ModelPackage.open(package, verify="size")
         files = {name: opened.graph_path(name, "openvino").name for name in opened.manifest.graphs}
-        own = {"package": str(package), "files": files, "precision": quantized}
-        settings[f"OpenVINO {recipe}"] = {"kind": "openvino", **common, **own}
+        own = {"kind": "openvino", "package": str(package), "files": files, **common}
+        settings[f"OpenVINO {recipe}, f32 rest"] = {"precision": f32, **own}
+        settings[f"OpenVINO {recipe}, auto rest"] = {"precision": auto, **own}
     found: dict[str, Any] = {}
     for name, given in settings.items():
         with Worker(given | ({"static": True, "profile": True} if given["kind"] == "openvino" else {})) as worker:

@@ -20,6 +20,8 @@ NAMES = {
     "vae_decoder": "VAE decoder",
     "finish": "colours",
 }
+OURS = "edgereels, "
+"""How names of edgereels' contenders begin."""
 MULTIPLYING = ("conv", "matmul", "gemm", "fullyconnected", "attention", "mha", "inner")
 """Beginnings and parts of names of operators that multiply and add; the rest moves and rounds."""
 TOP_OPERATORS = 5
@@ -206,32 +208,28 @@ def _reasons(result: Mapping[str, Any], missed: Sequence[tuple[str, str, float]]
         return "The aim is met everywhere."
     rows: list[list[str]] = []
     for name, part, share in missed:
-        profile = profiles.get(_profile_of(name), {}).get(part)
+        short = name.removeprefix(OURS)
+        profile = profiles.get(short, {}).get(part)
         if profile is None:
             continue
         multiplying = sum(value for kind, value in profile.items() if _multiplies(kind))
         first = list(profile.items())[:TOP_OPERATORS]
         rows.append(
             [
-                f"{name.removeprefix('edgereels, ')}: {NAMES[part]}",
+                f"{short}: {NAMES[part]}",
                 percent(share),
                 percent(multiplying),
-                percent(share / multiplying) if multiplying else MISSING,
+                percent(share / multiplying) if multiplying > share else MISSING,
                 "; ".join(f"{kind} {percent(value)}" for kind, value in first),
             ]
         )
     header = ["where it is missed", "reached", "time in multiplying kernels", "rate inside them", "operators by time"]
     return f"""Why it is missed, from each library's own profile (shapes frozen, precision as edgereels sets it): the
 time that goes into kernels that multiply, the rate that these would have reached with all of their time, and which
-operators take longest.
+operators take longest. No rate is given where products run inside fused kernels too (attention is a Subgraph), so that
+the time of those that multiply is not known.
 
 {table(header, rows)}"""
-
-
-def _profile_of(name: str) -> str:
-    """Return the profile that explains a contender: "edgereels, OpenVINO w8a8, auto rest" has that of w8a8."""
-    short = name.removeprefix("edgereels, ")
-    return short.split(",")[0] if "rest" in short else short
 
 
 def _multiplies(kind: str) -> bool:

@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", help=f"measure only some of {', '.join(PARTS)}; '' for none")
     parser.add_argument("--docs", type=Path, help="folder for precision.md, .svg and .json (default: write nothing)")
     arguments = parser.parse_args(argv)
+    if arguments.docs:
+        arguments.docs.mkdir(parents=True, exist_ok=True)  # now, not after half an hour
     run = run_of(arguments)
     wanted = PARTS if arguments.only is None else {name: PARTS[name] for name in arguments.only.split(",") if name}
     if wanted:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.engine import usable_cores
+from ..runtime.engine import bounded_threads
 from ..runtime.errors import MissingExtraError
 from ..runtime.options import OptionParser, add_print_options, threads
 from .lora import parse_lora
@@ -91,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
         "--overrides", type=Path, metavar="FILE.json", help="constructor arguments and settings that no layout carries"
     )
     parser.add_argument("--force", action="store_true", help="replace a package that exists")
-    parser.add_argument("--threads", type=threads, default=usable_cores(), metavar="N", help="default: usable cores")
+    parser.add_argument(
+        "--threads", type=threads, default=bounded_threads(None), metavar="N", help="default: usable cores"
+    )
     add_print_options(parser)
     return parser
 

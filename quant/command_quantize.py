@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.errors import MissingExtraError
 from ..runtime.model_package import package_path
 from ..runtime.options import OptionParser, add_print_options, threads
+from ..runtime.printable import printable
 from ..runtime.render_files import check_targets
 from ..runtime.sinks import BytesSink
 from .recipes import BUILT_IN, load_recipe, recipe_bytes
@@ -57,10 +58,10 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(_as_json(done), indent=1))
         return 0
     if curve:
-        print(f"{describe(curve)}\n")
+        print("\n".join(map(printable, describe(curve).splitlines())) + "\n")
     print(_table(done.coverage))
     for note in done.notes:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
     for ladder in done.ladders:
         print(f"quality on {ladder.engine_name}: {ladder.verdict}, {len(ladder.gates)} gates")
     seconds = time.monotonic() - started
@@ -152,7 +153,7 @@ def _progress(asked: bool) -> Callable[[str], None]:
     if not asked and not sys.stderr.isatty():
         return lambda _: None
     started = time.monotonic()
-    return lambda line: print(f"{time.monotonic() - started:6.0f} s  {line}", file=sys.stderr, flush=True)
+    return lambda line: print(f"{time.monotonic() - started:6.0f} s  {printable(line)}", file=sys.stderr, flush=True)
 
 
 def _as_json(done: Any) -> dict[str, Any]:

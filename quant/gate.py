@@ -82,7 +82,11 @@ def judge(
             )
         )
     rehearsal = _rehearsed(candidate, prepared.recording.inputs(), progress=progress)
-    gates = tuple(_rehearsal_gate(found) for found in rehearsal)
+    theirs: dict[str, float] = {}
+    if any(found["largest"] > LARGEST for found in rehearsal):  # whose fault is it?
+        found_before = _rehearsed(source, prepared.recording.inputs(), progress=progress)
+        theirs = {found["graph"]: found["largest"] for found in found_before}
+    gates = tuple(_rehearsal_gate(found, before=theirs.get(found["graph"])) for found in rehearsal)
     return tuple(replace(ladder, rehearsal=rehearsal, gates=(*ladder.gates, *gates)) for ladder in ladders)
 
 
@@ -97,8 +101,11 @@ def _rehearsed(
     return tuple(rehearse(candidate, inputs))
 
 
-def _rehearsal_gate(found: Mapping[str, Any]) -> GateResult:
-    return check(LARGEST_VALUE, found["largest"], rung="rehearsal", where=f"{found['graph']} at {found['where']}")
+def _rehearsal_gate(found: Mapping[str, Any], *, before: float | None) -> GateResult:
+    where = f"{found['graph']} at {found['where']}"
+    if before is not None and before > LARGEST:
+        where += f"; no recipe mends that, unquantized it comes to {before:.0f}"
+    return check(LARGEST_VALUE, found["largest"], rung="rehearsal", where=where)
 
 
 def misses(ladders: Sequence[Quality]) -> list[str]:

@@ -12,6 +12,7 @@
 """
 
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -196,7 +197,7 @@ def search(
     if not candidates.parts:
         raise UsageError(f"the recipe {recipe.name} changes nothing that a render of {package.name} runs")
     if budget_bytes is not None:
-        _check_size(candidates, budget_bytes)
+        _check_size(package, candidates, budget_bytes=budget_bytes)
     with Replay(package, recording, scenes=scenes, threads=threads) as replay:
         judge = _Judge(replay, candidates, mouth_box=package.manifest.mouth_box)
         ranked: list[Ranked] = []
@@ -263,7 +264,12 @@ def _within_error(points: Sequence[Point], least_db: float) -> Point:
     return max(fitting, key=lambda point: point.parts)
 
 
-def _check_size(candidates: Candidates, budget_bytes: int) -> None:
+def _check_size(package: ModelPackage, candidates: Candidates, *, budget_bytes: int) -> None:
+    if candidates.package_bytes([]) <= budget_bytes:
+        raise UsageError(
+            f"{package.name} fits a budget of {budget_bytes / 1e6:.2f} MB as it is, it takes "
+            f"{package_bytes(package) / 1e6:.2f} MB; give a smaller one, or none to quantize all that the recipe names"
+        )
     size = candidates.package_bytes([part for part in candidates.parts if part.saved_bytes > 0])
     if size > budget_bytes:
         raise EdgereelsError(
@@ -280,7 +286,10 @@ def within_size(ranked: Sequence[Ranked], size_of: SizeOf, *, budget_bytes: int)
         size_of: returns what the package takes with some parts quantized.
         budget_bytes: what it may take; no less than with all of these parts.
     """
-    count = next(n for n in range(len(ranked) + 1) if size_of(_parts(ranked[:n])) <= budget_bytes)
+    # Every part saves, so sizes fall; but for some bytes of graphs, which the loop makes up for.
+    count = bisect_left(range(len(ranked)), -budget_bytes, key=lambda n: -size_of(_parts(ranked[:n])))
+    while size_of(_parts(ranked[:count])) > budget_bytes:
+        count += 1
     taken = list(ranked[:count])
     for one in sorted(taken, key=lambda one: one.harm.worst, reverse=True):
         without = [other for other in taken if other is not one]

@@ -44,7 +44,7 @@ Stamp = tuple[int, int, int, int]
 """Device, inode, size in bytes, nanoseconds of the last change: what tells a file from what it was."""
 _verified: dict[Path, Stamp] = {}
 """Files whose digest this process has compared. A transformer in parts opens closed blocks again in every step, and
-SHA-256 takes 0.6 s and more for a gigabyte."""
+SHA-256 takes 0.6 s and more for a gigabyte. Of the process and not of a cache, because each of them opens it anew."""
 
 
 class OnEvent(Protocol):
@@ -120,6 +120,7 @@ class CompileCache:
 
     def reject(self, key: str, *, reason: str, on_event: OnEvent) -> None:
         """Delete a compiled graph that can't be used."""
+        _verified.pop(self._path(key, BLOB), None)
         with contextlib.suppress(OSError):
             self._path(key, BLOB).unlink()
         on_event("cache_rejected", file=self._path(key, BLOB).name, reason=reason)

@@ -15,9 +15,10 @@ the same. A run that ends with an error removes it.
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -235,6 +236,12 @@ class PackageWriter:
         """Raise `PackageError` where the target can't be written: it exists (without force), or has no folder."""
         if not self.target.parent.is_dir():
             raise PackageError(f"the folder {self.target.parent} does not exist; create it first", code="target")
+        if (around := _package_around(self.target)) is not None:
+            raise PackageError(
+                f"{self.target} lies in the package {around}, which holds what its manifest lists and nothing else; "
+                "choose another folder",
+                code="target",
+            )
         if self.target.is_symlink() or (self.target.exists() and not self.target.is_dir()):
             raise PackageError(f"{self.target} is not a folder; a package needs a name of its own", code="target")
         if self.partial.is_symlink() or (self.partial.exists() and not self.partial.is_dir()):
@@ -339,3 +346,13 @@ def _bytes_of(piece: Piece) -> memoryview:
     if isinstance(piece, np.ndarray):
         return np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
     return memoryview(piece).cast("B")
+
+
+def _package_around(target: Path) -> Path | None:
+    """Return the package, whole or damaged, that a name lies in; None where there is none."""
+    for folder in Path(os.path.realpath(target)).parents:  # unlike `resolve`, it answers for a link to itself too
+        with suppress(OSError, PackageError):
+            fields = parse_json((folder / MANIFEST).read_bytes(), where=str(folder))
+            if isinstance(fields, dict) and fields.get("format") == FORMAT:  # web pages have a manifest.json too
+                return folder
+    return None

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files that a verb makes, before anything is computed: can they be written, and does none replace another?"""
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def check_targets(made: Mapping[str, Path], *, inputs: Mapping[str, Any], packag
 def _check_outside(path: Path, package: Path, *, name: str) -> None:
     """Refuse a file that is a package, lies in one, or is written aside as one."""
     for used in (path, path.parent / f"{path.name}.partial"):
-        if _placed(used).is_relative_to(package.resolve()):
+        if _placed(used).is_relative_to(os.path.realpath(package)):
             raise UsageError(
                 f"{name} {path} means the package {package} or a file in it; expected a file outside of it, since a "
                 "package holds what its manifest lists and nothing else: choose another folder"
@@ -45,4 +46,4 @@ def _check_outside(path: Path, package: Path, *, name: str) -> None:
 
 def _placed(path: Path) -> Path:
     """Return a file's name in its real folder; a link is its own name, because it is what gets replaced."""
-    return path.parent.resolve() / path.name
+    return Path(os.path.realpath(path.parent)) / path.name  # for a link to itself, `resolve` raises RuntimeError

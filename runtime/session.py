@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public front: open a package, stream or render an avatar, prepare avatars."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ from .chunks import VideoChunk
 from .engine import COMPUTE_CHOICES
 from .errors import EdgereelsError, PackageError, UsageError
 from .loudness import normalise_loudness
-from .machine import processor_name
+from .machine import processor_name, usable_cores
 from .model_package import ModelPackage
 from .observe import Observe
 from .placement import Asked, OnCompile, Placement, check_device
@@ -32,6 +33,8 @@ from .stream import Stream
 from .stream_settings import StreamSettings, as_usage, check_size
 from .tables import RopeGrid, rope_tables
 from .timing import Trace
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_SEED = 42
 """The published pipeline's default."""
@@ -94,7 +97,8 @@ class AvatarSession:
         Args:
             package: its folder, or "default" for the embedded one.
             device: cpu, onnxruntime:CPU, cuda:N, openvino:CPU, openvino:GPU, openvino:NPU or auto.
-            threads: all engines together use at most this many; default: the cores this process may use.
+            threads: all engines together use at most this many; default, and never more: the cores this process may
+                use, which a warning says.
             compute: arithmetic precision of the transformer and the VAE: auto, f32, bf16 or f16.
             verify: "full" compares every file's digest, "size" only sizes.
             place: subnetwork or graph -> a device of its own.
@@ -114,6 +118,8 @@ class AvatarSession:
             raise UsageError(f"threads is {threads}; expected at least 1")
         if compute not in COMPUTE_CHOICES:
             raise UsageError(f"compute {compute!r} is unknown; expected one of {', '.join(COMPUTE_CHOICES)}")
+        if threads is not None and threads > usable_cores():
+            logger.warning("threads is %d, this process may use %d cores: as many run", threads, usable_cores())
         asked = Asked(
             device=device,
             threads=threads or 0,

@@ -6,7 +6,7 @@ stay open, the others are opened for each run and freed after it, so that memory
 reads the rest of the weights from disk.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -165,7 +165,9 @@ class SplitDit:
         """
         if not self._open:
             raise EngineError("the engine is closed; open the session again")
-        _part, _given, made = deque(chain(self._package, feeds, run=self._run_part), maxlen=1).pop()  # keeps the last
+        made: Mapping[str, Value] = {}
+        for _part, given, made in chain(self._package, feeds, run=self._run_part):
+            del given  # before the next part runs: its tokens are large, and memory is why there are parts
         return {name: made[name] for name in self.output_names}
 
     def close(self) -> None:

@@ -565,6 +565,13 @@ def test_a_full_disk_is_one_line_and_no_file(targets: list[str], package: Path, 
     assert names() == {"s.wav"}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
+def test_a_link_to_itself_is_one_line(package: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "loop").symlink_to("loop")
+    assert main(["render", "--package", str(package), "--audio", "s.wav", "--out", "loop/v.mp4"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 @pytest.mark.parametrize("option", ["--out", "--frames", "--trace"])
 def test_nothing_is_written_into_a_package(
     option: str, package: Path, folder: Path, capsys: pytest.CaptureFixture[str]

@@ -50,6 +50,7 @@ SHARED = {
     "chunks",
     "planner",
     "options",
+    "printable",
 }
 SHARED |= {"audio", "image", "avatar", "text", "engine", "engine_onnxruntime", "engine_openvino", "sinks", "metrics"}
 # What quant measures with: the same ladder that `edgereels verify` climbs, on the same faces; and what verbs ask of the

@@ -237,6 +237,23 @@ def test_force_does_not_remove_a_folder_that_is_no_package(tmp_path: Path) -> No
     assert (tmp_path / "photos.old" / "holiday.jpg").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("place", ["inside", "weights/inside", "link/inside"])
+def test_a_package_is_not_written_into_another(place: str, tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    write_with_parts(outer)
+    (outer / "weights").mkdir(exist_ok=True)
+    (tmp_path / "link").symlink_to(outer)
+    target = (tmp_path if place.startswith("link") else outer) / place
+    with pytest.raises(PackageError, match=r"lies in the package .*outer, which holds"), PackageWriter(target):
+        pytest.fail("it was opened")
+
+
+def test_another_kind_of_manifest_is_no_package(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+    write_with_parts(tmp_path / "mine")
+    assert (tmp_path / "mine" / "manifest.json").is_file()
+
+
 def make_file(target: Path) -> None:
     target.write_bytes(b"mine")
 

@@ -148,6 +148,12 @@ def test_every_figure_has_its_machine_count_and_spread(parts: dict[str, Any]) ->
     assert "time stolen by other machines on the host while timing: 6.0 s" in " ".join(text.split())
 
 
+def test_no_rate_is_given_where_products_hide_in_fused_kernels(parts: dict[str, Any]) -> None:
+    parts["profiles"]["OpenVINO auto"]["dit"] = {"FullyConnected gemm_bf16": 0.3, "Subgraph": 0.7}
+    assert "OpenVINO auto: DiT | 34 % | 30 % | – | Subgraph" not in document(parts)  # in the order of the profile
+    assert "OpenVINO auto: DiT | 34 % | 30 % | – | FullyConnected gemm_bf16 30 %" in document(parts)
+
+
 def test_a_missed_aim_is_said_and_explained(parts: dict[str, Any]) -> None:
     text = document(parts)
     assert "Aim: at least 2× against PyTorch's best. edgereels, OpenVINO auto: 2.50× (2.50–2.50): met." in text

@@ -172,3 +172,13 @@ def test_a_cut_beyond_the_limit_misses_the_gate_of_the_package(
         assert "at most 1.6e+04 (missed by " in line
     (record,) = parse_quality(json.loads(quality_bytes(ladders[:1])), where="record")
     assert record == ladders[0]
+
+
+@pytest.mark.parametrize("is_scaled", [True, False], ids=["its source too", "control"])
+def test_a_miss_says_where_no_recipe_would_mend_it(
+    package: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_scaled: bool
+) -> None:
+    source = scaled_inside(package, tmp_path / "source", factor=1e4) if is_scaled else package
+    ladders = judged(scaled_inside(package, tmp_path / "scaled", factor=1e4), source, monkeypatch)
+    assert all(("no recipe mends that" in line) is is_scaled for line in gate.misses(ladders))
+    assert gate.misses(ladders)

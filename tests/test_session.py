@@ -57,6 +57,16 @@ def test_chunks_follow_each_other_without_a_gap(session: AvatarSession, speech: 
     assert [chunk.is_last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
 
 
+@pytest.mark.parametrize(("threads", "warnings"), [(1, 0), (10_000, 1)])
+def test_more_threads_than_cores_are_not_used_and_that_is_said(
+    threads: int, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with AvatarSession.open("default", threads=threads, verify="size"):
+        assert [record.message.startswith("threads is 10000, this process may use") for record in caplog.records] == [
+            True
+        ] * warnings
+
+
 def test_the_same_seed_gives_the_same_bits(session: AvatarSession, speech: np.ndarray) -> None:
     def made(seed: int) -> np.ndarray:
         stream = session.stream(audio=speech[: 2 * SAMPLE_RATE], seed=seed, size=SMALL)
