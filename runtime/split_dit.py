@@ -165,10 +165,11 @@ class SplitDit:
         """
         if not self._open:
             raise EngineError("the engine is closed; open the session again")
-        made: Mapping[str, Value] = {}
+        last: Mapping[str, Value] = {}
         for _part, given, made in chain(self._package, feeds, run=self._run_part):
             del given  # before the next part runs: its tokens are large, and memory is why there are parts
-        return {name: made[name] for name in self.output_names}
+            last = made
+        return {name: last[name] for name in self.output_names}
 
     def close(self) -> None:
         """Free every part."""
