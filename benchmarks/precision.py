@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..runtime import UsageError
 from .agreement import agreement
 from .host_program import environments, host
 from .ladders import ladders, speed
@@ -64,7 +65,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.docs:
         arguments.docs.mkdir(parents=True, exist_ok=True)  # now, not after half an hour
     run = run_of(arguments)
-    wanted = PARTS if arguments.only is None else {name: PARTS[name] for name in arguments.only.split(",") if name}
+    asked = list(PARTS) if arguments.only is None else [name for name in arguments.only.split(",") if name]
+    if unknown := [name for name in asked if name not in PARTS]:
+        parser.error(f"--only {unknown[0]} is unknown; expected some of {', '.join(PARTS)}")
+    wanted = {name: part for name, part in PARTS.items() if name in asked}  # in this order: some read what others found
     if wanted:
         record_workload(run, audio=arguments.audio, seconds=arguments.seconds)
     for name, part in wanted.items():
@@ -73,7 +77,10 @@ def main(argv: list[str] | None = None) -> int:
         if name == "trials" and run.checkpoint is None:
             print("no --checkpoint: PyTorch is left out", file=sys.stderr)
             continue
-        do_parts(with_best, {name: part}, again=arguments.again)
+        try:
+            do_parts(with_best, {name: part}, again=arguments.again)
+        except UsageError as error:
+            parser.error(str(error))
     if arguments.docs:
         write_document(measured(run), docs=arguments.docs)
     return 0

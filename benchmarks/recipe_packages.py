@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..runtime import ModelPackage
+from ..runtime import ModelPackage, UsageError
 from .measurement import Run
 from .rounds import read_part, write_part
 
@@ -45,8 +45,14 @@ def folder_of(run: Run, recipe: str) -> str:
 
 
 def made(run: Run) -> tuple[str, ...]:
-    """Return the recipes whose packages are there, the reference first."""
-    known = read_part(run.work / "packages.json") or {}
+    """Return the recipes whose packages are there, the reference first.
+
+    Raises:
+        UsageError: none was made yet.
+    """
+    known = read_part(run.work / "packages.json")
+    if known is None:
+        raise UsageError(f"{run.work} holds no packages yet; measure `packages` before what is measured on them")
     return tuple(name for name in (NONE, *RECIPES, FOUND) if "size_bytes" in known.get(name, {}))
 
 

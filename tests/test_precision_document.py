@@ -14,7 +14,7 @@ from edgereels.benchmarks.ladders import ENGINES
 from edgereels.benchmarks.markdown_tables import decibels, digits, percent, sentence_list, table
 from edgereels.benchmarks.peers import BEST, EAGER, PLAIN_ONNXRUNTIME, PLAIN_OPENVINO, best_variants
 from edgereels.benchmarks.peers_document import precision_of, share_of_peak
-from edgereels.benchmarks.precision import write_document
+from edgereels.benchmarks.precision import main, write_document
 from edgereels.benchmarks.precision_document import document, rows_of
 from edgereels.benchmarks.precision_plot import CEILING_DB, marks, plot
 from edgereels.benchmarks.workload import SUBNETWORKS
@@ -227,3 +227,18 @@ def test_figures_read_well() -> None:
     assert (decibels(41.26), decibels(133.0), decibels(None)) == ("41.3", ">100", "–")
     assert (sentence_list(["a"]), sentence_list(["a", "b", "c"]), sentence_list([])) == ("a", "a, b and c", "none")
     assert table(["x", "y"], [["a", "1"]]) == "| x | y |\n|---|--:|\n| a | 1 |"
+
+
+@pytest.mark.parametrize(
+    ("only", "says"),
+    [("speeed", "--only speeed is unknown; expected some of packages"), ("speed", "holds no packages yet; measure")],
+    ids=["unknown", "too early"],
+)
+def test_what_can_not_be_measured_is_said_and_leaves_no_empty_part(
+    only: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--work", str(tmp_path / "work"), "--only", only])
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.rglob("speed.json"))
