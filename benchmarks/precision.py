@@ -26,7 +26,7 @@ from .measurement import Part, Run, add_run_options, do_parts, record_workload, 
 from .peers import PARTS as PEER_PARTS
 from .precision_document import document
 from .precision_plot import plot
-from .recipe_packages import BEST, folder_of, packages
+from .recipe_packages import BEST, folder_of, made, packages
 from .rounds import read_part
 
 PARTS: dict[str, Part] = {
@@ -69,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := [name for name in asked if name not in PARTS]:
         parser.error(f"--only {unknown[0]} is unknown; expected some of {', '.join(PARTS)}")
     wanted = {name: part for name, part in PARTS.items() if name in asked}  # in this order: some read what others found
+    if "packages" not in wanted and wanted.keys() & {"ladders", "speed"}:
+        _require_packages(run, parser)
     if wanted:
         record_workload(run, audio=arguments.audio, seconds=arguments.seconds)
     for name, part in wanted.items():
@@ -77,13 +79,17 @@ def main(argv: list[str] | None = None) -> int:
         if name == "trials" and run.checkpoint is None:
             print("no --checkpoint: PyTorch is left out", file=sys.stderr)
             continue
-        try:
-            do_parts(with_best, {name: part}, again=arguments.again)
-        except UsageError as error:
-            parser.error(str(error))
+        do_parts(with_best, {name: part}, again=arguments.again)
     if arguments.docs:
         write_document(measured(run), docs=arguments.docs)
     return 0
+
+
+def _require_packages(run: Run, parser: argparse.ArgumentParser) -> None:
+    try:
+        made(run)
+    except UsageError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ class WithZeroTaps:
         return values
 
 
+@pytest.mark.slow  # builds the decoder twice; that taps are trimmed at all is seen in test_vae
 def test_a_convolution_that_does_not_look_back_has_no_cache(a2v: Checkpoint) -> None:
     name = "decoder.head.2.weight"
     spatial = dataclasses.replace(a2v, vae=WithZeroTaps(a2v, name=name))

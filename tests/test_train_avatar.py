@@ -48,6 +48,7 @@ def test_the_sound_of_a_window_is_cut_as_in_the_runtime() -> None:
     assert np.array_equal(rest, their_rest)
 
 
+@pytest.mark.slow
 def test_normalising_the_latents_changes_no_decoded_frame() -> None:
     import torch
 
@@ -63,6 +64,7 @@ def test_normalising_the_latents_changes_no_decoded_frame() -> None:
     assert torch.allclose(vae.decode(latents), before, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_padded_window_put_together_from_short_encodings_is_exact() -> None:
     import torch
 

@@ -294,19 +294,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[
     return export
 
 
-@pytest.mark.parametrize(
-    "index",
-    [
-        pytest.param(0, id="encoder first", marks=pytest.mark.slow),  # the later calls hold every layer as well
-        pytest.param(1, id="encoder next", marks=pytest.mark.slow),  # the same layers the other way round: decoder next
-        pytest.param(2, id="decoder first", marks=pytest.mark.slow),
-        pytest.param(3, id="decoder next"),
-    ],
-)
+@pytest.mark.slow  # 10 s each; the embedded package's graphs, made by the same code, run in many other tests
+@pytest.mark.parametrize("index", range(4), ids=["encoder first", "encoder next", "decoder first", "decoder next"])
 def test_the_exported_graph_agrees_at_every_shape(exported: Callable[[int], tuple[float, Path]], index: int) -> None:
     assert exported(index)[0] < REORDERED
 
 
+@pytest.mark.slow
 def test_the_exported_attention_is_one_node(exported: Callable[[int], tuple[float, Path]]) -> None:
     nodes = [node.op_type for node in onnx.load(exported(3)[1]).graph.node]
     assert nodes.count("Attention") == 1
