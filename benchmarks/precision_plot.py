@@ -12,6 +12,8 @@ WIDTH, HEIGHT = 940, 520
 LEFT, RIGHT, TOP, BOTTOM = 70, 230, 40, 60
 CEILING_DB = 70.0
 """Nearer to the reference than this is drawn here: 1 value in 40 is off by one level."""
+MARK_PX, LABEL_PX = 7, 11
+"""Radius of a mark with its line; size of a label's letters, which are 0.6 of it wide."""
 COLOURS = {
     "ONNX Runtime f32": "#1f77b4",
     "OpenVINO f32": "#2ca02c",
@@ -106,17 +108,51 @@ def _drawn(mark: Mark, scale: _Scale) -> str:
 
 
 def _labels(shown: list[Mark], scale: _Scale) -> list[str]:
-    """Write recipes beside their marks; a label that would lie on another moves down."""
+    """Write recipes beside their marks, each at the first place around its mark that nothing covers yet."""
     lines: list[str] = []
-    taken: list[tuple[float, float]] = []
+    taken = [_Box.around(scale.x(mark.seconds), scale.y(mark.psnr_db)) for mark in shown]
     for mark in sorted(shown, key=lambda one: (-one.psnr_db, one.seconds)):
-        x, y = scale.x(mark.seconds) + 10, scale.y(mark.psnr_db) + 4
-        while any(abs(x - other_x) < 62 and abs(y - other_y) < 12 for other_x, other_y in taken):
-            y += 12
-        taken.append((x, y))
         name = "as exported" if mark.recipe == NONE else mark.recipe
-        lines.append(f'<text x="{x:.1f}" y="{y:.1f}" font-size="11" fill="{COLOURS[mark.engine]}">{name}</text>')
+        box = _place(name, x=scale.x(mark.seconds), y=scale.y(mark.psnr_db), taken=taken)
+        taken.append(box)
+        at = f'x="{box.left:.1f}" y="{box.bottom - 3:.1f}"'
+        lines.append(f'<text {at} font-size="{LABEL_PX}" fill="{COLOURS[mark.engine]}">{name}</text>')
     return lines
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Where something is drawn, in pixels; y points down."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @classmethod
+    def around(cls, x: float, y: float) -> "_Box":
+        """Return the box of a mark."""
+        return cls(x - MARK_PX, y - MARK_PX, x + MARK_PX, y + MARK_PX)
+
+    def overlap(self, other: "_Box") -> float:
+        """Return the area that two boxes share."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(0.0, width) * max(0.0, height)
+
+
+def _place(name: str, *, x: float, y: float, taken: list[_Box]) -> _Box:
+    """Return where a label covers nothing, or else the least: beside its mark, above or below it, then farther off."""
+    width, height = LABEL_PX * 0.6 * len(name), LABEL_PX + 2.0
+    lefts = (x + MARK_PX + 3, x - MARK_PX - 3 - width, x - width / 2)
+    offsets = [(left, y - height / 2) for left in lefts[:2]]
+    for rows in (1.0, 1.8, 2.6):
+        offsets += [
+            (left, y - height / 2 + sign * rows * height) for sign in (-1, 1) for left in (lefts[2], *lefts[:2])
+        ]
+    boxes = [_Box(left, top, left + width, top + height) for left, top in offsets]
+    inside = [box for box in boxes if box.left > LEFT and box.top > TOP - 18 and box.bottom < HEIGHT - BOTTOM]
+    return min(inside or boxes, key=lambda box: sum(box.overlap(other) for other in taken))
 
 
 def _legend() -> list[str]:

@@ -193,6 +193,20 @@ def test_every_table_has_as_many_cells_in_every_row(parts: dict[str, Any]) -> No
             assert line.count("|") == above.count("|"), line
 
 
+def test_labels_of_marks_that_lie_close_together_cover_nothing(parts: dict[str, Any]) -> None:
+    for recipe, factor in (("int8", 1.01), ("int4", 1.02)):
+        parts["speed"][recipe] = group(factor)
+        parts["ladders"][recipe] = {engine: ladder(60.0) for engine in ENGINES}
+    parts["ladders"]["none"] = {engine: ladder(60.5) for engine in ENGINES}
+    drawn = ElementTree.fromstring(plot(parts))
+    names = {"as exported", "int8", "int4", "w8a8"}
+    labels = [each for each in drawn.iter() if each.text in names]
+    boxes = [(float(each.get("x", "")), float(each.get("y", "")), 6.6 * len(each.text or ""), 11.0) for each in labels]
+    assert len(boxes) == 16
+    for (x, y, width, height), (other_x, other_y, other_width, _) in itertools.combinations(boxes, 2):
+        assert abs(y - other_y) >= height or x >= other_x + other_width or other_x >= x + width
+
+
 def test_the_plot_has_a_mark_for_each_and_hollow_ones_for_missed_gates(parts: dict[str, Any]) -> None:
     drawn = ElementTree.fromstring(plot(parts))
     circles = [one.attrib for one in drawn.iter("{http://www.w3.org/2000/svg}circle") if "stroke" in one.attrib]
