@@ -98,7 +98,7 @@ class AvatarSession:
             package: its folder, or "default" for the embedded one.
             device: cpu, onnxruntime:CPU, cuda:N, openvino:CPU, openvino:GPU, openvino:NPU or auto.
             threads: all engines together use at most this many; default, and never more: the cores this process may
-                use, which a warning says.
+                use. Reports say how many ran.
             compute: arithmetic precision of the transformer and the VAE: auto, f32, bf16 or f16.
             verify: "full" compares every file's digest, "size" only sizes.
             place: subnetwork or graph -> a device of its own.
@@ -119,7 +119,7 @@ class AvatarSession:
         if compute not in COMPUTE_CHOICES:
             raise UsageError(f"compute {compute!r} is unknown; expected one of {', '.join(COMPUTE_CHOICES)}")
         if threads is not None and threads > usable_cores():
-            logger.warning("threads is %d, this process may use %d cores: as many run", threads, usable_cores())
+            logger.info("threads is %d, this process may use %d cores: as many run", threads, usable_cores())
         asked = Asked(
             device=device,
             threads=threads or 0,
