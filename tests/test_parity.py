@@ -75,9 +75,20 @@ def test_an_operator_without_a_kernel_is_not_measured(caplog: pytest.LogCaptureF
 
     def without_kernel(rows: Tensor) -> Sequence[Tensor]:
         if torch.is_autocast_enabled("cpu"):
-            raise RuntimeError("\"some_kernel\" not implemented for 'BFloat16'")
+            torch.special.bessel_j0(rows.bfloat16())
         return exact(rows)
 
-    with caplog.at_level(logging.INFO):
-        assert compared(without_kernel, exact=exact).bf16_rel_l2 is None
+    assert compared(without_kernel, exact=exact).bf16_rel_l2 is None
     assert "not implemented for 'BFloat16'" in caplog.text
+
+
+def test_any_other_failure_in_bfloat16_is_not_taken_for_a_missing_kernel() -> None:
+    exact = Product()
+
+    def wrong(rows: Tensor) -> Sequence[Tensor]:
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("expected m1 and m2 to have the same dtype")
+        return exact(rows)
+
+    with pytest.raises(RuntimeError, match="same dtype"):
+        compared(wrong, exact=exact)
