@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime import ModelPackage
-from ..runtime.ladder import climb
+from ..runtime import ModelPackage, climb
 
 RUNGS = ("clip",)
 """The other rungs cut the sound to lengths at which a capped OpenVINO ends the process (see `sound.emulable`)."""

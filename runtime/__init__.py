@@ -28,6 +28,7 @@ from .errors import (
     UsageError,
     VerificationError,
 )
+from .ladder import climb
 from .machine import processor_name
 from .model_package import ModelPackage
 from .observe import Observe
@@ -62,6 +63,7 @@ __all__ = [
     "VerificationError",
     "VideoChunk",
     "__version__",
+    "climb",
     "open_engine",
     "processor_name",
     "read_avatar",

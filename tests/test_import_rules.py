@@ -55,12 +55,25 @@ SHARED = {
 SHARED |= {"audio", "image", "avatar", "text", "engine", "engine_onnxruntime", "engine_openvino", "sinks", "metrics"}
 # What quant measures with: the same ladder that `edgereels verify` climbs, on the same faces; and what verbs ask of the
 # files they make.
-MEASURES = {"ladder", "ladder_gates", "ladder_recording", "quality", "render_files"}
+MEASURES = {"ladder", "ladder_gates", "ladder_recording", "quality", "render_files", "graph_identity"}
+
+
+def public_names() -> set[str]:
+    """Return what `edgereels.runtime` offers to everybody, as `imports` writes it."""
+    tree = ast.parse((ROOT / "runtime" / "__init__.py").read_text(encoding="utf-8"))
+    (names,) = [node.value for node in tree.body if isinstance(node, ast.Assign) and _is_all(node.targets)]
+    return {f"runtime.{name}" for name in ast.literal_eval(names)}
+
+
+def _is_all(targets: list[ast.expr]) -> bool:
+    return any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets)
+
+
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "runtime": (set(), ENGINES_AND_MEDIA),
     "export": ({f"runtime.{name}" for name in SHARED}, HEAVY - {"openvino", "av", "nncf", "sounddevice"}),
-    "quant": ({f"runtime.{name}" for name in SHARED | MEASURES} | {"runtime"}, {"onnx", "onnxruntime", "nncf"}),
-    "benchmarks": ({"runtime"}, set()),
+    "quant": ({f"runtime.{name}" for name in SHARED | MEASURES} | public_names(), {"onnx", "onnxruntime", "nncf"}),
+    "benchmarks": (public_names(), set()),
 }
 # The same work in other hands, each with its own library; PyTorch's modules come from the export room.
 PEERS: dict[str, tuple[set[str], set[str]]] = {
@@ -113,8 +126,18 @@ def test_a_peer_needs_what_it_alone_may_import(peer: str) -> None:
     assert rooms_allowed <= reached and heavy_allowed <= imports(ROOT / peer)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "runtime").rglob("*.py")), ids=lambda path: path.name)
-def test_the_runtime_imports_heavy_libraries_only_inside_functions(path: Path) -> None:
+def test_a_module_behind_the_front_is_no_public_name() -> None:
+    """Negative control: what a benchmark may not take is not in its list, and what it may is."""
+    allowed, _heavy = ROOMS["benchmarks"]
+    assert "runtime.AvatarSession" in allowed
+    assert not {"runtime", "runtime.ladder", "runtime.session", "runtime.placement"} & allowed
+
+
+LAZY = [*sorted((ROOT / "runtime").rglob("*.py")), *(ROOT / peer for peer in PEERS)]
+
+
+@pytest.mark.parametrize("path", LAZY, ids=lambda path: path.name)
+def test_runtime_and_peers_import_heavy_libraries_only_inside_functions(path: Path) -> None:
     assert not imports(path, top_level_only=True) & HEAVY
 
 
