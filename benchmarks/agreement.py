@@ -55,7 +55,7 @@ def compare(ours: npt.NDArray[np.uint8], theirs: npt.NDArray[np.uint8], *, index
 def windows_of(package: str, sound: npt.NDArray[np.float32], **asked: Any) -> list[npt.NDArray[np.uint8]]:
     """Render and return the frames of each window."""
     with AvatarSession.open(package, **asked) as session:
-        return [chunk.frames for chunk in session.stream(audio=sound, seed=42)]
+        return [chunk.frames for chunk in session.stream(audio=sound, seed=42, canvas=False)]
 
 
 def agreement(run: Run) -> dict[str, Any]:

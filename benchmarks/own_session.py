@@ -66,7 +66,7 @@ class OwnSession:
         chunks: list[npt.NDArray[np.uint8]] = []
         media_s = 0.0
         start_s, processor_s = time.perf_counter(), _processor_s()
-        for chunk in self._session.stream(audio=self._audio, trace=trace):
+        for chunk in self._session.stream(audio=self._audio, trace=trace, canvas=False):
             media_s = chunk.stop_s
             chunks.append(chunk.frames)
         wall_s, used_s = time.perf_counter() - start_s, _processor_s() - processor_s
@@ -86,7 +86,7 @@ class OwnSession:
     def first_frame(self) -> dict[str, float]:
         """Return seconds from the session's opening to the first chunk; asked as the first job of a process."""
         start_s = time.perf_counter()
-        stream = self._session.stream(audio=self._audio)
+        stream = self._session.stream(audio=self._audio, canvas=False)
         first = next(iter(stream))
         waited_s = time.perf_counter() - start_s
         stream.close()  # type: ignore[attr-defined]  # a generator

@@ -82,7 +82,7 @@ def render_once(case: Measured, audio: Path) -> None:
     """Render the clip once and append what it took."""
     trace = Trace()
     media_s = 0.0
-    for chunk in case.session.stream(audio=audio, trace=trace, **case.settings):
+    for chunk in case.session.stream(audio=audio, trace=trace, canvas=False, **case.settings):
         media_s = chunk.stop_s
     first_s = min(event["start_s"] for event in trace.events if event["event"] == "dit")
     case.real_time_factors.append((trace.events[-1]["end_s"] - first_s) / media_s)

@@ -81,7 +81,7 @@ def record(package: str | Path, folder: Path, *, audio: npt.NDArray[np.float32],
 
     settings = {"device": "onnxruntime:CPU", "compute": "f32", "threads": threads}
     with AvatarSession.open(package, observe=observe, **settings) as session:
-        media_s = max(chunk.stop_s for chunk in session.stream(audio=audio))
+        media_s = max(chunk.stop_s for chunk in session.stream(audio=audio, canvas=False))
     tensors = {
         f"{index:04d}.{side}.{name}": np.ascontiguousarray(value)
         for index, call in enumerate(calls)

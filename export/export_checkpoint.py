@@ -16,12 +16,14 @@ import numpy.typing as npt
 import torch
 
 from ..runtime.avatar import Avatar, write_avatar
+from ..runtime.canvas import Canvas, check_shape
 from ..runtime.engine import open_engine
 from ..runtime.errors import CheckpointError
-from ..runtime.image import PUBLISHED_SIZES, load_portrait
+from ..runtime.image import PUBLISHED_SIZES, load_portrait, nearest_size
 from ..runtime.model_package import ModelPackage
 from ..runtime.package_writer import PackageWriter
 from ..runtime.schedulers import euler_timesteps
+from ..runtime.still_file import still_bytes
 from ..runtime.tables import sinusoid
 from ..runtime.text import tokenize
 from . import published
@@ -29,7 +31,7 @@ from .checkpoint import Checkpoint, open_checkpoint, source_records
 from .dit import Dit
 from .lazy_weights import materialised
 from .lora import merge_loras
-from .overrides import Overrides, read_overrides
+from .overrides import Overrides, Picture, read_overrides
 from .package_parts import Options, PartsWriter, part_key
 from .subnetworks import AvatarModel, Subnetwork, plan
 from .to_onnx import parameter_names
@@ -40,6 +42,8 @@ Array = npt.NDArray[Any]
 _TABLES = "tables.safetensors"
 _TOKENIZER = "tokenizer.json"
 _UNKNOWN = "unknown"
+_MODEL_CARD = "MODEL_CARD.md"
+_MOST_CARD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ def export_checkpoint(request: Request, *, progress: Progress = lambda _: None) 
     model = plan(checkpoint, overrides)
     chosen = _chosen(model, request.only)
     licences = _licences(request, overrides, chosen)
-    portraits = {name: load_portrait(picture) for name, picture in overrides.avatars.items()}
+    avatars = {name: _avatar(name, picture, overrides) for name, picture in overrides.avatars.items()}
+    card = _model_card(checkpoint.folder)
     names = {subnetwork.name for subnetwork in chosen}
     prompts = _own_prompts(checkpoint) if {"text_encoder", "dit"} <= names else {}
     with _torch_threads(request.threads), target as writer:
@@ -127,13 +132,16 @@ def export_checkpoint(request: Request, *, progress: Progress = lambda _: None) 
             "licences": {name: text for name, (text, _) in licences.items()},
             "graphs": parts.graphs,
             **_settings(overrides),
-            "avatars": _add_avatars(writer, portraits),
+            "avatars": {name: _add_avatar(writer, avatar) for name, avatar in avatars.items()},
             "audio": _audio(checkpoint, model) if "audio_encoder" in names else None,
             "dit": _dit(model) if "dit" in names else None,
             "text": _add_text(writer, checkpoint) if "text_encoder" in names else None,
             "tables": _add_tables(writer, chosen, overrides, texts=texts) if "dit" in names else None,
             "golden": parts.golden,
+            "model_card": _MODEL_CARD if card else None,
         }
+        if card:
+            writer.add_file(_MODEL_CARD, card)
         for file in {path for _, path in licences.values() if path}:
             writer.add_file(_licence_file(file), file.read_bytes())
         progress("checks")
@@ -295,14 +303,47 @@ def _add_tables(
     return _TABLES
 
 
-def _add_avatars(writer: PackageWriter, portraits: Mapping[str, npt.NDArray[np.uint8]]) -> dict[str, str]:
-    files: dict[str, str] = {}
-    for name, portrait in portraits.items():
-        incoming = writer.scratch / f"{name}.safetensors"
-        write_avatar(incoming, Avatar(name=name, portrait=portrait))
-        files[name] = f"avatars/{name}.safetensors"
-        writer.add_file(files[name], incoming)
-    return files
+def _avatar(name: str, picture: Picture, overrides: Overrides) -> Avatar:
+    """Read a portrait, or a still whose box has the shape of the network's frames."""
+    pixels = load_portrait(picture.file)
+    if picture.box is None:
+        return Avatar(name=name, portrait=pixels)
+    table = overrides.sizes or PUBLISHED_SIZES[published.DEFAULT_SIZE]
+    try:
+        canvas = Canvas(pixels, picture.box, picture.feather)
+        height, width = canvas.portrait.shape[:2]
+        check_shape(canvas.box, size=nearest_size(height, width, table=table))
+    except ValueError as error:
+        raise CheckpointError(f"avatar {name!r} ({picture.file.name}): {error}") from error
+    return Avatar(name=name, portrait=canvas.portrait, canvas=canvas)
+
+
+def _add_avatar(writer: PackageWriter, avatar: Avatar) -> str | dict[str, Any]:
+    """Write an avatar and return what the manifest says of it."""
+    if avatar.canvas is None:
+        incoming = writer.scratch / f"{avatar.name}.safetensors"
+        write_avatar(incoming, avatar)
+        file = f"avatars/{avatar.name}.safetensors"
+        writer.add_file(file, incoming)
+        return file
+    file = f"avatars/{avatar.name}.png"
+    writer.add_file(file, still_bytes(avatar.canvas.still))
+    return {"still": file, "box": list(avatar.canvas.box), "feather": avatar.canvas.feather}
+
+
+def _model_card(folder: Path) -> bytes | None:
+    """Return the text that says what the model is, where the checkpoint has one."""
+    path = folder / _MODEL_CARD
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > _MOST_CARD_BYTES:
+            raise CheckpointError(f"{path} has more than {_MOST_CARD_BYTES} bytes; expected a text: shorten it")
+        card = path.read_bytes()
+        card.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is no UTF-8 text; expected a model card") from error
+    return card
 
 
 def _licences(

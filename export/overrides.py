@@ -9,7 +9,7 @@ from ``overrides.json`` in the checkpoint, otherwise it is the published model's
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,9 @@ VAE_DEFAULTS: Mapping[str, Any] = {
 }
 SETTINGS_DEFAULTS: Mapping[str, Any] = {"window": 81, "motion": 5, "drop": 12, "steps": 4, "shift": 11.0, "fps": 25}
 
+FEATHER_PART = 24
+"""A feather that isn't given is this part of the box: 24 pixels of 576, which hides a step of a few levels."""
+
 _IGNORED = ("note", "defaults_replaced")
 _GROUPS: Mapping[str, Mapping[str, Any]] = {
     "umt5_xxl": UMT5_DEFAULTS,
@@ -60,6 +63,18 @@ _GROUPS: Mapping[str, Mapping[str, Any]] = {
     "settings": SETTINGS_DEFAULTS,
 }
 _OURS = ("sizes", "portraits", "avatars", "mouth_box", "licences", "name")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Where an avatar's portrait is: a picture of its own, or a box in a still."""
+
+    file: Path
+    """Of the portrait or the still."""
+    box: tuple[int, int, int, int] | None = None
+    """Top, left, bottom, right in pixels of the still; None: the whole picture is the portrait."""
+    feather: int = 0
+    """Pixels over which the box is blended into the still."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +93,8 @@ class Overrides:
     """Height / width as text -> (height, width) in pixels; None: the published tables."""
     portraits: str = "any"
     """Whose face the model takes: "any", or "listed" avatars only."""
-    avatars: Mapping[str, Path] = field(default_factory=dict)
-    """Name -> picture file."""
+    avatars: Mapping[str, Picture] = field(default_factory=dict)
+    """Name -> picture."""
     mouth_box: tuple[float, float, float, float] | None = None
     """Top, left, bottom, right as fractions of the frame."""
     licences: Mapping[str, str] = field(default_factory=dict)
@@ -102,9 +117,9 @@ def read_overrides(checkpoint: Path, *, file: Path | None = None) -> Overrides:
         _check_keys(given, path=path)
         for key, value in given.items():
             merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) and key != "sizes" else value
-        for name, picture in _texts(given.get("avatars", {}), what=f"{path}: avatars").items():
+        for name, picture in _pictures(given.get("avatars", {}), path=path).items():
             # The checkpoint's pictures travel with it; so do those of a file that lies elsewhere, seen from the file.
-            avatar_folders[name] = checkpoint if (checkpoint / picture).is_file() else path.parent
+            avatar_folders[name] = checkpoint if (checkpoint / picture.file).is_file() else path.parent
     return _overrides(merged, avatar_folders=avatar_folders, path=file or inside)
 
 
@@ -188,17 +203,39 @@ def _portraits(value: Any, *, path: Path) -> str:
     return value
 
 
-def _avatars(given: Any, *, folders: Mapping[str, Path], path: Path) -> dict[str, Path]:
-    names = _texts(given, what=f"{path}: avatars")
-    found: dict[str, Path] = {}
-    for name, picture in names.items():
+def _pictures(given: Any, *, path: Path) -> dict[str, Picture]:
+    """Read the avatars as they stand in a file, each a picture or `{still, box, feather}`."""
+    if not isinstance(given, dict):
+        raise CheckpointError(f"{path}: avatars is {given!r}, expected an object")
+    return {name: _picture(value, what=f"{path}: avatar {name!r}") for name, value in given.items()}
+
+
+def _picture(value: Any, *, what: str) -> Picture:
+    if isinstance(value, str):
+        return Picture(Path(value))
+    match value:
+        case {"still": str(still), "box": [int(), int(), int(), int()] as box, **more} if set(more) <= {"feather"}:
+            feather = more.get("feather", min(box[2] - box[0], box[3] - box[1]) // FEATHER_PART)
+            if not any(isinstance(number, bool) for number in (*box, feather)) and isinstance(feather, int):
+                return Picture(Path(still), (box[0], box[1], box[2], box[3]), feather)
+    raise CheckpointError(
+        f'{what} is {value!r}, expected a picture, or {{"still": picture, "box": [top, left, bottom, right], '
+        '"feather": pixels}, all whole numbers'
+    )
+
+
+def _avatars(given: Any, *, folders: Mapping[str, Path], path: Path) -> dict[str, Picture]:
+    found: dict[str, Picture] = {}
+    for name, picture in _pictures(given, path=path).items():
         if not NAME.fullmatch(name) or name.split(".")[0].lower() in DEVICE_NAMES:
             raise CheckpointError(
                 f"{path}: the avatar name {name!r} can't be a file's; expected A-Z, a-z, 0-9, dot, _ and -: rename it"
             )
-        found[name] = folders[name] / picture
-        if not found[name].is_file():
-            raise CheckpointError(f"{path}: avatar {name!r} names the picture {picture!r}, which is not there")
+        found[name] = replace(picture, file=folders[name] / picture.file)
+        if not found[name].file.is_file():
+            raise CheckpointError(
+                f"{path}: avatar {name!r} names the picture {str(picture.file)!r}, which is not there"
+            )
     return found
 
 

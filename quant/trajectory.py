@@ -180,7 +180,7 @@ def record(
     ) as session:
         for index, clip in enumerate(clips):
             keeper.begin(index)
-            given: dict[str, Any] = {"image" if isinstance(clip.face, Path) else "avatar": clip.face}
+            given: dict[str, Any] = {"image" if isinstance(clip.face, Path) else "avatar": clip.face, "canvas": False}
             if isinstance(clip.face, Avatar):
                 given["size"] = stranger()[1]  # a published model's own size takes a CPU many hours
             for _chunk in session.stream(audio=clip.path, seed=index, **given | settings):

@@ -13,6 +13,7 @@
 __version__ = "0.1.0"  # before the imports: what is written into files names it
 
 from .avatar import Avatar, read_avatar, write_avatar
+from .canvas import Canvas
 from .chunks import VideoChunk
 from .engine import Engine, open_engine
 from .errors import (
@@ -42,6 +43,7 @@ __all__ = [
     "ArraySink",
     "Avatar",
     "AvatarSession",
+    "Canvas",
     "CheckpointError",
     "EdgereelsError",
     "Engine",

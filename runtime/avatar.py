@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .canvas import Canvas
 from .errors import PackageError
 from .image_file import MOST_PIXELS, SMALLEST_SIDE
 from .sinks import BytesSink
@@ -49,6 +50,8 @@ class Avatar:
     """Frames in the window that `condition_latents` belongs to."""
     package_digest: str | None = None
     """Digest of the package that prepared the tensors; they are ignored by any other."""
+    canvas: Canvas | None = None
+    """Still and box that frames are shown in; avatar files don't hold it."""
 
 
 _RANKS = {"text_prompt": 2, "text_negative": 2, "image_features": 3, "condition_latents": 5}
@@ -154,5 +157,8 @@ def _checked(path: Path, header: Any, tensors: dict[str, npt.NDArray[Any]]) -> A
         size=size,
         window=window,
         package_digest=header.get("package_digest"),
-        **{name: tensors.get(name) for name in _TENSORS},
+        text_prompt=tensors.get("text_prompt"),
+        text_negative=tensors.get("text_negative"),
+        image_features=tensors.get("image_features"),
+        condition_latents=tensors.get("condition_latents"),
     )

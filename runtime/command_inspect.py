@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .manifest import FORMAT, GraphEntry, Manifest, Quantization, TensorSpec
+from .manifest import FORMAT, GraphEntry, Manifest, Quantization, StillEntry, TensorSpec
 from .model_package import ModelPackage
 from .options import OptionParser, add_print_options
 from .printable import printable
 from .quality import parity_summary, quality_line, quality_summary
+from .still_file import check_still
 
 BLOCK = re.compile(r"(.+)_\d+")
 
@@ -120,6 +121,17 @@ def _quantization_line(found: Quantization) -> str:
     )
 
 
+def _canvas_line(package: ModelPackage, name: str, entry: str | StillEntry) -> str:
+    if not isinstance(entry, StillEntry):
+        return "a portrait, no canvas"
+    height, width = check_still(package.avatar_path(name), where=entry.still)
+    top, left, bottom, right = entry.box
+    return (
+        f"canvas {height}x{width}; box top {top}, left {left}, bottom {bottom}, right {right} "
+        f"({bottom - top}x{right - left}), feather {entry.feather}"
+    )
+
+
 def _weights_bytes(manifest: Manifest) -> int:
     return sum(entry.size_bytes for name, entry in manifest.files.items() if name.startswith("weights/"))
 
@@ -148,6 +160,10 @@ def _as_text(package: ModelPackage, *, checked: str) -> Iterator[str]:
         mark = " (default)" if table == manifest.default_size else ""
         yield f"  sizes      {table}{mark}: {', '.join(f'{height}x{width}' for height, width in sizes.values())}"
     yield f"  portraits  {manifest.portraits}{'; avatars: ' + ', '.join(manifest.avatars) if manifest.avatars else ''}"
+    for name, entry in manifest.avatars.items():
+        yield f"  avatar     {name}: {_canvas_line(package, name, entry)}"
+    if manifest.model_card:
+        yield f"  card       {manifest.model_card}, {_size(manifest.files[manifest.model_card].size_bytes)}"
     if manifest.mouth_box:
         top, left, bottom, right = manifest.mouth_box
         yield f"  mouth box  top {top:g}, left {left:g}, bottom {bottom:g}, right {right:g} of the frame"

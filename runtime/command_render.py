@@ -28,6 +28,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HxW",
         help="pixels, multiples of 16 (default: the package's nearest to the portrait)",
     )
+    parser.add_argument(
+        "--canvas",
+        choices=("on", "off"),
+        help="show the avatar's whole still, or only what the network makes (default: on where there is a still and no "
+        "--size)",
+    )
     window = parser.add_argument_group("windows (default: the package's settings)")
     window.add_argument("--window", type=int, metavar="W", help="frames denoised together, 4n+1")
     window.add_argument("--motion", type=int, metavar="M", help="frames handed from one window to the next, 4n+1")
@@ -76,6 +82,7 @@ def _render(arguments: argparse.Namespace) -> RenderReport:
             avatar=arguments.avatar,
             image=arguments.image,
             size=arguments.size,
+            canvas={"on": True, "off": False, None: None}[arguments.canvas],
             window=arguments.window,
             motion=arguments.motion,
             drop=arguments.drop,
@@ -94,9 +101,10 @@ def _render(arguments: argparse.Namespace) -> RenderReport:
 def describe(report: RenderReport) -> str:
     """Say in a few lines what was made and how fast."""
     lines = [f"wrote {path}" for path in report.files]
+    made = " ({}x{} on a still)".format(*report.box_size) if report.box_size else ""
     lines.append(
-        f"{report.frame_count} frames of {report.height}x{report.width} at {report.fps} fps ({report.media_s:.2f} s) "
-        f"in {report.wall_s:.2f} s: real-time factor {report.real_time_factor:.2f}"
+        f"{report.frame_count} frames of {report.height}x{report.width}{made} at {report.fps} fps "
+        f"({report.media_s:.2f} s) in {report.wall_s:.2f} s: real-time factor {report.real_time_factor:.2f}"
     )
     lines.append(
         f"{engines_line(report.engines)}; {report.threads} threads, asked for {report.device}; {report.machine}"

@@ -142,7 +142,7 @@ def _stream(package: ModelPackage, asked: Mapping[str, Any]) -> tuple[dict[str, 
     sound = speechlike(max(own.window / own.fps, SHORTEST_SOUND_S))
     face = None if package.manifest.avatars else grey_face(package)
     with AvatarSession.open(package.root, verify="size", observe=recorder, **asked) as session:
-        shapes = [chunk.frames.shape for chunk in session.stream(audio=sound, avatar=face)]
+        shapes = [chunk.frames.shape for chunk in session.stream(audio=sound, avatar=face, canvas=False)]
         engines = {name: got.as_dict() for name, got in session.engine_reports.items()}
     _count, height, width, _channels = shapes[0]
     facts = {

@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .audio import SAMPLE_RATE, encoder_input, encoder_positions, load_speech, video_frame_count
-from .avatar import Avatar, read_avatar
+from .avatar import Avatar
 from .chunks import WindowPlan
 from .engine import Array, Engine
 from .errors import UsageError
 from .model_package import DEMO_SPEECH, ModelPackage
 from .placement import Asked, Placement
 from .planner import Plan, plan
+from .prepare import find_avatar
 from .session import AvatarSession
 from .split_dit import chain, parts_of
 from .tables import sinusoid
@@ -64,8 +65,9 @@ class Trial:
     """Its passes."""
 
     def arguments(self, sound: Samples | None = None) -> dict[str, Any]:
-        """Return arguments of `AvatarSession.stream`; `sound` instead of the trial's own."""
+        """Return arguments of `AvatarSession.stream`, the network's own frames; `sound` instead of the trial's own."""
         given: dict[str, Any] = {"audio": self.sound if sound is None else sound, "seed": SEED, "size": self.size}
+        given["canvas"] = False  # a still would be most of the picture, and never wrong
         return given | dict(self.prompts) | ({"avatar": self.avatar} if self.avatar else {})
 
     def one_window(self, fps: float) -> Samples:
@@ -138,7 +140,7 @@ def prepare_trial(
 def stranger() -> tuple[Avatar, tuple[int, int]]:
     """Return a face for a package that takes any and has none, the embedded portrait, and its (height, width)."""
     embedded = ModelPackage.open("default", verify="size")
-    known = read_avatar(embedded.avatar_path(next(iter(embedded.manifest.avatars))))
+    known = find_avatar(embedded)
     (size,) = embedded.manifest.sizes[embedded.manifest.default_size].values()
     return Avatar(name=known.name, portrait=known.portrait), size  # its latents are of another package
 

@@ -17,9 +17,10 @@ from .errors import PackageError
 from .planner import check_settings
 
 FORMAT = "edgereels-package"
-FORMAT_VERSION = 2
-READ_VERSIONS = (1, 2)
-"""Version 2 adds siblings, quantization, quality and bf16_rel_l2, all of which may be absent."""
+FORMAT_VERSION = 3
+READ_VERSIONS = (1, 2, 3)
+"""Version 2 adds siblings, quantization, quality and bf16_rel_l2, all of which may be absent; version 3 adds
+model_card, which may be too, and lets an avatar be a still with a box."""
 MAX_MANIFEST_BYTES = 4 << 20  # 40 DiT blocks with golden vectors need about 0.1 MB; the rest is room for long licences
 MAX_JSON_DEPTH = 16  # the format itself nests 5 deep
 DTYPES = ("float32", "float16", "int64", "uint8")
@@ -235,6 +236,18 @@ class Quantization:
 
 
 @dataclass(frozen=True, slots=True)
+class StillEntry:
+    """An avatar that is a whole picture, of which the network moves a box."""
+
+    still: str
+    """PNG file."""
+    box: tuple[int, int, int, int]
+    """Top, left, bottom, right in pixels of the still; the last two are one past the box."""
+    feather: int
+    """Pixels over which the box is blended in."""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """A whole manifest; fields in the order of docs/package-format.md."""
 
@@ -264,8 +277,8 @@ class Manifest:
     """The table to use."""
     portraits: str
     """`any` face, or only the `listed` avatars."""
-    avatars: Mapping[str, str]
-    """Name to file."""
+    avatars: Mapping[str, str | StillEntry]
+    """Name to the file of a portrait, or to a still with its box."""
     mouth_box: tuple[float, float, float, float] | None
     """Top, left, bottom, right as fractions of the frame."""
     audio: AudioSettings | None
@@ -282,6 +295,8 @@ class Manifest:
     """None where nothing is quantized."""
     quality: str | None
     """File of the quality record; None where none was taken."""
+    model_card: str | None
+    """File that says in words what the model is; None without."""
     files: Mapping[str, FileEntry]
     """Every file but the manifest itself."""
 
@@ -359,7 +374,7 @@ class _Table:
         return read(self._left.pop(key), f"{self._where}: {key}")
 
     def take_if_there(self, key: str, read: Callable[[object, str], Value], *, absent: Value) -> Value:
-        """Take a key that format version 1 did not have."""
+        """Take a key that an earlier format version did not have."""
         return self.take(key, read) if key in self._left else absent
 
     def end(self) -> None:
@@ -581,6 +596,24 @@ def _rule(value: object, where: str) -> Mapping[str, Any]:
     return value
 
 
+def _avatar(value: object, where: str) -> str | StillEntry:
+    if isinstance(value, dict):
+        return _still(value, where)
+    if not isinstance(value, str):
+        raise _wrong(where, value, "a file, or an object of still, box and feather")
+    return value
+
+
+_plain_still = _record(StillEntry, still=_text, box=_listed(_integer(0)), feather=_integer(0))
+
+
+def _still(value: object, where: str) -> StillEntry:
+    entry = _plain_still(value, where)
+    if len(entry.box) != 4:  # whether it fits is judged beside the still
+        raise _wrong(f"{where}: box", entry.box, "[top, left, bottom, right] in pixels")
+    return entry
+
+
 _quantization = _record(
     Quantization,
     recipe=_text,
@@ -619,7 +652,8 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
         raise PackageError(f"{where} is not the manifest of an {FORMAT}", code="manifest")
     version = fields.get("format_version")
     if version not in READ_VERSIONS or isinstance(version, bool):
-        readable = " and ".join(str(version) for version in READ_VERSIONS)
+        *earlier, latest = READ_VERSIONS
+        readable = f"{', '.join(map(str, earlier))} and {latest}"
         raise PackageError(
             f"{where} has format version {_shorten(version)}; this build reads {readable}", code="version"
         )
@@ -651,7 +685,7 @@ def _manifest(fields: dict[str, Any], *, where: str) -> Manifest:
         sizes=table.take("sizes", _mapped(_mapped(_frame_size))),
         default_size=table.take("default_size", _label),
         portraits=table.take("portraits", _one_of("any", "listed")),
-        avatars=table.take("avatars", _mapped(_text)),
+        avatars=table.take("avatars", _mapped(_avatar)),
         mouth_box=table.take("mouth_box", _optional(_mouth_box)),
         audio=table.take("audio", _optional(_audio)),
         dit=table.take("dit", _optional(_dit)),
@@ -660,6 +694,7 @@ def _manifest(fields: dict[str, Any], *, where: str) -> Manifest:
         golden=table.take("golden", _mapped(_text, keys=_word)),
         quantization=table.take_if_there("quantization", _optional(_quantization), absent=None),
         quality=table.take_if_there("quality", _optional(_text), absent=None),
+        model_card=table.take_if_there("model_card", _optional(_text), absent=None),
         files=table.take("files", _mapped(_file, keys=_path)),
     )
     table.end()

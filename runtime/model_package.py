@@ -2,7 +2,7 @@
 """The model package: a folder that a runtime can open, checked before any engine sees a byte of it.
 
 The format is specified in docs/package-format.md. Opening checks, in this order: names and kinds of files, the
-manifest, what is listed against what is there, digests, the header of every tensor file, every graph.
+manifest, what is listed against what is there, digests, the header of every tensor file, every still, every graph.
 """
 
 from collections.abc import Mapping
@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy.typing as npt
 
+from .canvas import check_canvas, check_shape
 from .errors import PackageError
-from .manifest import GraphEntry, Manifest, TensorSpec, parse_json, parse_manifest
+from .image import nearest_size
+from .manifest import GraphEntry, Manifest, StillEntry, TensorSpec, parse_json, parse_manifest
 from .onnx_preflight import GraphSummary, preflight
 from .package_files import FoundFile, check_name, check_safetensors, find_files, sha256_of
+from .still_file import check_still
 
 MANIFEST = "manifest.json"
 MAX_GRAPH_BYTES = 256 << 20  # weights lie outside: 40 fused blocks are about 5 MB
@@ -125,12 +128,12 @@ class ModelPackage:
         return parse_json(path.read_bytes(), where=f"{self.name}/{path.name}")
 
     def avatar_path(self, name: str) -> Path:
-        """Return the file of an avatar; raise `PackageError` that lists those that are here."""
-        file = self.manifest.avatars.get(name)
-        if file is None:
+        """Return the file of an avatar or its still; raise `PackageError` that lists those that are here."""
+        entry = self.manifest.avatars.get(name)
+        if entry is None:
             here = ", ".join(sorted(self.manifest.avatars)) or "none"
             raise PackageError(f"{self.name} has no avatar {name!r}; its avatars: {here}", code="missing-avatar")
-        return self.root / file
+        return self.root / (entry.still if isinstance(entry, StillEntry) else entry)
 
     def tokenizer_path(self) -> Path:
         """Return the tokenizer's file; raise `PackageError` where the package takes no prompts."""
@@ -180,6 +183,7 @@ def check_package(root: Path, *, where: str, hash_all: bool) -> Manifest:
     for name, file in found.items():
         if name.endswith(".safetensors"):
             check_safetensors(file.path, where=f"{where}/{name}")
+    _check_stills(manifest, found, where=where)
     sizes = {name: entry.size_bytes for name, entry in manifest.files.items()}
     for entry in manifest.graphs.values():
         for file in (entry.file, *entry.siblings.values()):
@@ -230,25 +234,45 @@ def _check_references(manifest: Manifest, *, where: str) -> None:
     """Refuse a manifest that names files that are not listed, or lists files that play no part."""
     text = (manifest.text.tokenizer,) if manifest.text else ()
     tables = (manifest.tables,) if manifest.tables else ()
-    tensors = (*manifest.golden.values(), *manifest.avatars.values(), *tables)
+    stills = tuple(entry.still for entry in manifest.avatars.values() if isinstance(entry, StillEntry))
+    portraits = tuple(entry for entry in manifest.avatars.values() if isinstance(entry, str))
+    tensors = (*manifest.golden.values(), *portraits, *tables)
     graphs = tuple(file for entry in manifest.graphs.values() for file in (entry.file, *entry.siblings.values()))
-    quality = (manifest.quality,) if manifest.quality else ()
-    for name in (*graphs, *tensors, *text, *quality):
+    words = tuple(name for name in (manifest.quality, manifest.model_card) if name)
+    named = (*graphs, *tensors, *stills, *text, *words)
+    for name in named:
         if name not in manifest.files:
             raise PackageError(f"{where}/{MANIFEST} refers to {name!r}, which it does not list", code="manifest")
     if len(set(graphs)) != len(graphs) or any(not name.endswith(".onnx") for name in graphs):
         raise PackageError(f"{where}/{MANIFEST}: each graph needs an .onnx file of its own", code="manifest")
     if any(not name.endswith(".safetensors") for name in tensors):
         raise PackageError(f"{where}/{MANIFEST}: tables, golden vectors and avatars are .safetensors", code="manifest")
+    if any(not name.endswith(".png") for name in stills):
+        raise PackageError(f"{where}/{MANIFEST}: stills are .png", code="manifest")
     for name, entry in manifest.files.items():
         if name.startswith("weights/") and name != f"weights/{entry.sha256}.bin":
             raise PackageError(f"{where}: {name!r} is not called after its SHA-256", code="name")
-        if not name.startswith(("weights/", "licences/")) and name not in (*graphs, *tensors, *text, *quality):
+        if not name.startswith(("weights/", "licences/")) and name not in named:
             raise PackageError(f"{where}: {name!r} plays no part in a package; remove it", code="unlisted")
     if not manifest.graphs.keys() >= manifest.golden.keys():
         raise PackageError(f"{where}/{MANIFEST} has golden vectors for a graph that is not here", code="manifest")
     if manifest.default_size not in manifest.sizes:
         raise PackageError(f"{where}/{MANIFEST}: default_size is not one of sizes", code="manifest")
+
+
+def _check_stills(manifest: Manifest, found: Mapping[str, FoundFile], *, where: str) -> None:
+    """Refuse a still of another kind, and a box that doesn't fit into it or into the network's frames."""
+    for name, entry in manifest.avatars.items():
+        if not isinstance(entry, StillEntry):
+            continue
+        size = check_still(found[entry.still].path, where=f"{where}/{entry.still}")
+        try:
+            check_canvas(entry.box, feather=entry.feather, still=size)
+            top, left, bottom, right = entry.box
+            made = nearest_size(bottom - top, right - left, table=manifest.sizes[manifest.default_size])
+            check_shape(entry.box, size=made)
+        except ValueError as error:
+            raise PackageError(f"{where}/{MANIFEST}: avatar {name!r}: {error}", code="still") from error
 
 
 def _check_ends(entry: GraphEntry, summary: GraphSummary, *, where: str) -> None:

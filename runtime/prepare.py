@@ -10,12 +10,14 @@ import numpy.typing as npt
 
 from . import audio as speech
 from .avatar import Avatar, read_avatar
+from .canvas import Canvas
 from .errors import MediaError, PackageError, UsageError
 from .image import clip_pixels, lab_statistics, load_portrait, nearest_size, resize_and_crop, to_unit
-from .manifest import DitSettings, TextSettings
+from .manifest import DitSettings, StillEntry, TextSettings
 from .model_package import ModelPackage
 from .placement import Placement
 from .sampler import Guidance
+from .still_file import read_still
 from .stream import Conditions, Floats, Schedule
 from .tables import sinusoid
 from .text import embed, padded
@@ -42,19 +44,32 @@ def find_avatar(
     elif avatar is not None and Path(avatar).exists():
         found = read_avatar(Path(avatar))
     elif avatar is not None:
-        return read_avatar(package.avatar_path(str(avatar)))
+        return _own_avatar(package, str(avatar))
     elif package.manifest.avatars:
-        return read_avatar(package.avatar_path(next(iter(package.manifest.avatars))))
+        return _own_avatar(package, next(iter(package.manifest.avatars)))
     else:
         raise UsageError(f"{package.name} brings no avatar; give one with --avatar, or a portrait with --image")
     _refuse_strangers(package, found)
     return found
 
 
+def _own_avatar(package: ModelPackage, name: str) -> Avatar:
+    """Return an avatar of the package; the portrait of a still is what its box holds."""
+    path = package.avatar_path(name)
+    entry = package.manifest.avatars[name]
+    if not isinstance(entry, StillEntry):
+        return read_avatar(path)
+    try:
+        canvas = Canvas(read_still(path), entry.box, entry.feather)
+    except ValueError as error:  # only where the file was changed since the package was opened
+        raise PackageError(f"{path}: {error}", code="still") from error
+    return Avatar(name=name, portrait=canvas.portrait, canvas=canvas)
+
+
 def _refuse_strangers(package: ModelPackage, face: Avatar) -> None:
     if package.manifest.portraits == "any":
         return
-    listed = [read_avatar(package.avatar_path(name)) for name in package.manifest.avatars]
+    listed = [_own_avatar(package, name) for name in package.manifest.avatars]
     if not any(np.array_equal(face.portrait, known.portrait) for known in listed):
         raise MediaError(
             f"{package.name} was not trained on {face.name!r}; it knows {', '.join(package.manifest.avatars)}: "

@@ -98,9 +98,9 @@ class RenderReport:
     frame_count: int
     """Frames of video."""
     height: int
-    """Pixels."""
+    """Pixels, of the frames that were written."""
     width: int
-    """Pixels."""
+    """Pixels, of the frames that were written."""
     fps: float
     """Frames per second."""
     wall_s: float
@@ -119,6 +119,8 @@ class RenderReport:
     """Which package."""
     engines: Mapping[str, EngineReport] = field(default_factory=dict[str, EngineReport])
     """Graph to what was asked and got, of every graph that was open."""
+    box_size: tuple[int, int] | None = None
+    """(height, width) that the network made, where a canvas surrounds it; None where frames are the network's."""
 
     @property
     def media_s(self) -> float:

@@ -5,7 +5,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from .audio import SAMPLE_RATE, check_speech, load_speech, video_frame_count
 from .avatar import Avatar, write_avatar
+from .canvas import Canvas, check_shape
 from .chunks import VideoChunk
 from .engine import COMPUTE_CHOICES
 from .errors import EdgereelsError, PackageError, UsageError
@@ -47,11 +48,15 @@ Progress = Callable[[int, int], None]
 class _ReadyStream:
     """A stream that has been checked and prepared, before its first denoising step."""
 
-    stream: Stream
+    chunks: Iterator[VideoChunk]
     sound: Samples
     frame_count: int
     height: int
+    """Of the frames that come out, pixels."""
     width: int
+    """Of the frames that come out, pixels."""
+    box_size: tuple[int, int] | None
+    """(height, width) of what the network makes, where a canvas surrounds it."""
 
 
 class AvatarSession:
@@ -166,6 +171,7 @@ class AvatarSession:
         negative_prompt: str | None = None,
         seed: int | None = None,
         noise: str | Path | None = None,
+        canvas: bool | None = None,
         trace: Trace | None = None,
         **settings: Any,
     ) -> Iterator[VideoChunk]:
@@ -181,6 +187,9 @@ class AvatarSession:
             negative_prompt: what guidance leads away from.
             seed: of the random draws; default 42.
             noise: a file with recorded draws instead.
+            canvas: show the avatar's whole still with what the network makes in its box (True), or the network's frames
+                alone (False); None: the still where there is one and no size is asked for. A chunk of 24 frames of
+                1080x1080 takes 84 MB.
             trace: where to record what happens when.
             settings: fields of `StreamSettings`.
 
@@ -198,6 +207,7 @@ class AvatarSession:
             negative_prompt=negative_prompt,
             seed=seed,
             noise=noise,
+            canvas=canvas,
             trace=trace or Trace(keep=False),
             **settings,
         )
@@ -307,7 +317,7 @@ class AvatarSession:
         if not self._busy.acquire(blocking=False):
             raise _already_running()
         try:
-            yield from ready.stream.chunks()
+            yield from ready.chunks
         finally:
             self._busy.release()
 
@@ -322,6 +332,7 @@ class AvatarSession:
         negative_prompt: str | None = None,
         seed: int | None = None,
         noise: str | Path | None = None,
+        canvas: bool | None = None,
         **settings: Any,
     ) -> _ReadyStream:
         """Check everything, then compute what a stream needs before its first step."""
@@ -345,6 +356,7 @@ class AvatarSession:
         self._placement.record_to(trace)
         preparation = Preparation(self.package, self._placement, face, size=wanted.size, trace=trace)
         height, width = preparation.size
+        around = _canvas(face, wanted=canvas, asked_size=wanted.size, size=preparation.size)
         latent = (LATENT_CHANNELS, made.key_pass.latent_frames, height // VAE_STRIDE, width // VAE_STRIDE)
         if noise is not None:
             draws = RecordedDraws(Path(noise), shapes=_draw_shapes(made, latent, steps=len(sampling.timesteps) - 1))
@@ -365,7 +377,16 @@ class AvatarSession:
             fps=own.fps,
             trace=trace,
         )
-        return _ReadyStream(stream, sound, made.audio_frames, height, width)
+        if around is None:
+            return _ReadyStream(stream.chunks(), sound, made.audio_frames, height, width, None)
+        chunks = self._on_canvas(stream.chunks(), around, trace=trace)
+        return _ReadyStream(chunks, sound, made.audio_frames, *around.size, preparation.size)
+
+    def _on_canvas(self, chunks: Iterator[VideoChunk], canvas: Canvas, *, trace: Trace) -> Iterator[VideoChunk]:
+        for chunk in chunks:
+            with trace.span("canvas", chunk=chunk.index):
+                frames = canvas.compose(chunk.frames, threads=self._placement.threads)
+            yield replace(chunk, frames=frames)
 
     def _freeze(self, made: Plan, *, height: int, width: int) -> None:
         """Let engines compile for the shapes of a stream, in one go."""
@@ -408,7 +429,27 @@ class AvatarSession:
             machine=processor_name(),
             package_digest=self.package.digest,
             engines=engines,
+            box_size=ready.box_size,
         )
+
+
+def _canvas(
+    face: Avatar, *, wanted: bool | None, asked_size: tuple[int, int] | None, size: tuple[int, int]
+) -> Canvas | None:
+    """Return what frames are shown in, or None for the network's own.
+
+    Raises:
+        UsageError: a canvas is asked for where there is none, or at a size of another shape than its box.
+    """
+    if wanted is None:
+        wanted = face.canvas is not None and asked_size is None
+    if not wanted:
+        return None
+    if face.canvas is None:
+        raise UsageError(f"the canvas is on, and {face.name} has no still; leave it out, or name an avatar with one")
+    with as_usage():
+        check_shape(face.canvas.box, size=size)
+    return face.canvas
 
 
 @contextmanager

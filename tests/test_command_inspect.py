@@ -39,7 +39,7 @@ def line_of(text: str, begin: str) -> str:
 
 
 def test_it_says_what_the_package_is(text: str) -> None:
-    assert text.startswith("tiny.edgereels: tiny, a package for talking-avatar (format version 2)\n")
+    assert text.startswith("tiny.edgereels: tiny, a package for talking-avatar (format version 3)\n")
 
 
 def test_it_says_how_the_network_is_sampled(text: str) -> None:
@@ -73,7 +73,7 @@ def test_blocks_share_a_line(text: str) -> None:
 
 
 def test_json_holds_the_manifest_and_what_was_found(whole: dict[str, Any]) -> None:
-    assert whole["format_version"] == 2
+    assert whole["format_version"] == 3
     assert whole["checked"] == "full"
     assert whole["settings"]["window"] == 33
     assert whole["portraits"] == "listed" and whole["avatars"] == {"anna": "avatars/anna.safetensors"}

@@ -53,6 +53,7 @@ SHARED = {
     "printable",
 }
 SHARED |= {"audio", "image", "avatar", "text", "engine", "engine_onnxruntime", "engine_openvino", "sinks", "metrics"}
+SHARED |= {"canvas", "still_file"}
 # What quant measures with: the same ladder that `edgereels verify` climbs, on the same faces; and what verbs ask of the
 # files they make.
 MEASURES = {"ladder", "ladder_gates", "ladder_recording", "quality", "render_files", "graph_identity"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgereels.runtime.errors import PackageError
-from edgereels.runtime.manifest import FORMAT, Manifest, digest_of, parse_json, parse_manifest
+from edgereels.runtime.manifest import FORMAT, Manifest, StillEntry, digest_of, parse_json, parse_manifest
 
 from .package_examples import manifest_fields
 
@@ -18,7 +18,7 @@ Place = tuple[str | int, ...]
 
 def example() -> dict[str, Any]:
     fields = manifest_fields()
-    fields |= {"format": FORMAT, "format_version": 2, "files": {"a.onnx": {"size_bytes": 1, "sha256": "0" * 64}}}
+    fields |= {"format": FORMAT, "format_version": 3, "files": {"a.onnx": {"size_bytes": 1, "sha256": "0" * 64}}}
     fields["audio"] = {
         "layers": 4, "channels": 128, "conv_kernels": [10, 3], "conv_strides": [5, 2], "normalise": True,
     }  # fmt: skip
@@ -33,10 +33,12 @@ def example() -> dict[str, Any]:
         "covered": {"layers": 3, "parameters": 12, "size_bytes": 14, "fp32_bytes": 48},
     }
     fields["quality"] = "quality.json"
+    fields["model_card"] = "MODEL_CARD.md"
+    fields["avatars"]["bruno"] = {"still": "avatars/bruno.png", "box": [8, 8, 40, 40], "feather": 4}
     return fields
 
 
-NEW = ("quantization", "quality")
+NEW = ("quantization", "quality", "model_card")
 """What version 1 did not have."""
 
 
@@ -74,6 +76,7 @@ def test_the_example_is_read() -> None:
     assert manifest.settings.window == 33
     assert manifest.sizes == {"480P": {"1.00": (128, 128)}}
     assert manifest.graphs["finish"].inputs[0].shape == (1, "frames", 4)
+    assert manifest.avatars["bruno"] == StillEntry("avatars/bruno.png", (8, 8, 40, 40), 4)
     assert manifest.text is not None and manifest.text.connection_prompt == "ä"
     assert manifest.audio is not None and manifest.audio.conv_strides == (5, 2)
 
@@ -113,16 +116,47 @@ def test_a_sibling_for_an_unknown_library_is_refused() -> None:
 
 
 def test_a_manifest_of_version_1_is_read() -> None:
-    """Written before siblings, quantization and quality existed."""
+    """Written before siblings, quantization, quality and stills existed."""
     fields = example()
     for key in NEW:
         del fields[key]
+    del fields["avatars"]["bruno"]
     del fields["graphs"]["finish"]["siblings"]
     del fields["graphs"]["finish"]["parity"]["bf16_rel_l2"]
     manifest = parse(fields | {"format_version": 1})
     assert (manifest.quantization, manifest.quality) == (None, None)
     assert manifest.graphs["finish"].parity and manifest.graphs["finish"].parity.bf16_rel_l2 is None
     assert manifest.format_version == 1
+
+
+def test_a_manifest_of_version_2_is_read() -> None:
+    """Written before stills and model cards existed."""
+    fields = example()
+    del fields["model_card"], fields["avatars"]["bruno"]
+    manifest = parse(fields | {"format_version": 2})
+    assert manifest.model_card is None
+    assert manifest.avatars == {"anna": "avatars/anna.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "still",
+    [
+        pytest.param({"still": "a.png", "box": [8, 8, 40], "feather": 4}, id="three sides"),
+        pytest.param({"still": "a.png", "box": [8, 8, 40, 40.5], "feather": 4}, id="part of a pixel"),
+        pytest.param({"still": "a.png", "box": [8, 8, 40, True], "feather": 4}, id="true for a number"),
+        pytest.param({"still": "a.png", "box": [-8, 8, 40, 40], "feather": 4}, id="below 0"),
+        pytest.param({"still": "a.png", "box": {"top": 8}, "feather": 4}, id="no list"),
+        pytest.param({"still": "a.png", "box": [8, 8, 40, 40], "feather": -1}, id="feather below 0"),
+        pytest.param({"still": "a.png", "box": [8, 8, 40, 40]}, id="no feather"),
+        pytest.param({"still": 3, "box": [8, 8, 40, 40], "feather": 4}, id="still that is no file"),
+        pytest.param({"still": "a.png", "box": [8, 8, 40, 40], "feather": 4, "blur": 1}, id="unknown key"),
+    ],
+)
+def test_a_still_of_another_form_is_refused(still: dict[str, Any]) -> None:
+    fields = example()
+    fields["avatars"]["bruno"] = still
+    with pytest.raises(PackageError, match="avatars: bruno"):
+        parse(fields)
 
 
 @pytest.mark.parametrize("key", ["settings", "audio", "dit", "text", "quantization"])

@@ -328,10 +328,10 @@ def test_a_manifest_that_is_no_strict_json_is_refused(
 
 
 def test_an_unknown_version_is_named_with_the_known_one(package: Path) -> None:
-    change_manifest(package, lambda fields: fields.update(format_version=3))
+    change_manifest(package, lambda fields: fields.update(format_version=4))
     error = refusal(package)
     assert error.code == "version"
-    assert "tiny.edgereels/manifest.json has format version 3; this build reads 1 and 2" in str(error)
+    assert "tiny.edgereels/manifest.json has format version 4; this build reads 1, 2 and 3" in str(error)
 
 
 def add_sibling(package: Path, content: bytes, *, graph: str = "finish") -> None:

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from edgereels.export.overrides import CLIP_DEFAULTS, UMT5_DEFAULTS, VAE_DEFAULTS, Overrides, read_overrides
+from edgereels.export.overrides import (
+    CLIP_DEFAULTS,
+    UMT5_DEFAULTS,
+    VAE_DEFAULTS,
+    Overrides,
+    Picture,
+    read_overrides,
+)
 from edgereels.runtime.errors import CheckpointError
 
 
@@ -78,7 +85,24 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "avatar called like a device": ({"avatars": {"con": "anna.png"}}, "avatar name"),
     "size with a sign": ({"sizes": {"-1.00": [128, 128]}}, "multiples of 16"),
     "size with a blank": ({"sizes": {" 1.00": [128, 128]}}, "multiples of 16"),
-    "avatar that is no text": ({"avatars": {"anna": 3}}, "expected an object of texts"),
+    "avatars that are a list": ({"avatars": ["anna.png"]}, "expected an object"),
+    "avatar that is no text": ({"avatars": {"anna": 3}}, "expected a picture, or"),
+    "still without a box": ({"avatars": {"anna": {"still": "anna.png"}}}, "expected a picture, or"),
+    "still that is not there": ({"avatars": {"anna": {"still": "anna.png", "box": [0, 0, 32, 32]}}}, "not there"),
+    "box of three": ({"avatars": {"anna": {"still": "anna.png", "box": [0, 0, 32]}}}, "expected a picture, or"),
+    "box of broken numbers": (
+        {"avatars": {"anna": {"still": "anna.png", "box": [0, 0, 32, 32.5]}}},
+        "expected a picture, or",
+    ),
+    "box of truths": ({"avatars": {"anna": {"still": "anna.png", "box": [0, 0, 32, True]}}}, "expected a picture, or"),
+    "feather in words": (
+        {"avatars": {"anna": {"still": "anna.png", "box": [0, 0, 32, 32], "feather": "soft"}}},
+        "expected a picture, or",
+    ),
+    "still with more to say": (
+        {"avatars": {"anna": {"still": "anna.png", "box": [0, 0, 32, 32], "blur": 3}}},
+        "expected a picture, or",
+    ),
     "mouth box": ({"mouth_box": [0.5, 0.2, 0.4, 0.8]}, "mouth_box"),
     "name": ({"name": 3}, "expected a text"),
     "no JSON": ("{", "cannot be read as JSON"),
@@ -105,4 +129,20 @@ def test_pictures_lie_in_the_checkpoint_or_beside_the_file_that_names_them(tmp_p
     (tmp_path / "bert.png").write_bytes(b"")
     file = write(tmp_path / "mine.json", {"avatars": {"anna": "anna.png", "bert": "bert.png"}})
     found = read_overrides(tmp_path / "checkpoint", file=file)
-    assert found.avatars == {"anna": tmp_path / "checkpoint" / "anna.png", "bert": tmp_path / "bert.png"}
+    assert found.avatars == {
+        "anna": Picture(tmp_path / "checkpoint" / "anna.png"),
+        "bert": Picture(tmp_path / "bert.png"),
+    }
+
+
+def test_an_avatar_may_be_a_box_in_a_still(tmp_path: Path) -> None:
+    (tmp_path / "anna.png").write_bytes(b"")
+    avatars = {
+        "anna": {"still": "anna.png", "box": [252, 250, 828, 826], "feather": 0},
+        "bert": {"still": "anna.png", "box": [0, 0, 576, 576]},
+        "carl": "anna.png",
+    }
+    found = read_overrides(tmp_path, file=write(tmp_path / "mine.json", {"avatars": avatars})).avatars
+    assert found["anna"] == Picture(tmp_path / "anna.png", (252, 250, 828, 826), 0)
+    assert found["bert"] == Picture(tmp_path / "anna.png", (0, 0, 576, 576), 24)
+    assert found["carl"] == Picture(tmp_path / "anna.png")

@@ -118,7 +118,7 @@ def test_the_manifest_says_what_was_done(source: ModelPackage, tmp_path: Path) -
     manifest = done.package.manifest
     found = manifest.quantization
     assert found is not None
-    assert (manifest.format_version, manifest.precision, manifest.quality) == (2, "fp32", None)
+    assert (manifest.format_version, manifest.precision, manifest.quality) == (3, "fp32", None)
     assert (found.recipe, found.source, found.calibration) == ("int8", source.digest, None)
     # Two blocks of five matrices, the odd layer and the Gemm; not the head, the embedding or the decoder.
     blocks = 2 * (3 * 64 * 64 + 2 * 64 * 128)
