@@ -86,6 +86,9 @@ def _as_json(package: ModelPackage, *, checked: str) -> dict[str, Any]:
         graph["nodes"], graph["opset"] = summary.node_count, summary.opset
         graph["weights"] = sorted({tensor.location for tensor in summary.tensors if tensor.location})
     whole = asdict(manifest)
+    for name, entry in manifest.avatars.items():
+        if isinstance(entry, StillEntry):
+            whole["avatars"][name]["size"] = list(check_still(package.avatar_path(name), where=entry.still))
     whole |= {
         "format": FORMAT,
         "format_version": package.manifest.format_version,

@@ -17,9 +17,11 @@ from PIL import Image
 from safetensors.numpy import save
 
 from edgereels.runtime.avatar import Avatar, write_avatar
+from edgereels.runtime.canvas import Canvas
 from edgereels.runtime.golden import golden_bytes
 from edgereels.runtime.package_writer import PackageWriter
 from edgereels.runtime.schedulers import euler_timesteps
+from edgereels.runtime.still_file import still_bytes
 
 DIM, CHANNELS, TEXT_WIDTH = 12, 4, 6
 SETTINGS = {"fps": 25, "sample_rate": 16000, "window": 13, "motion": 5, "drop": 4, "steps": 1, "shift": 11.0}
@@ -211,6 +213,8 @@ def write_stand_in(
     has_image: bool = False,
     without: tuple[str, ...] = (),
     tables_changed: Mapping[str, np.ndarray | None] = MappingProxyType({}),
+    canvases: Mapping[str, Canvas] = MappingProxyType({}),
+    model_card: str | None = None,
 ) -> Path:
     """Write the package.
 
@@ -221,6 +225,8 @@ def write_stand_in(
         has_image: whether it has an image encoder.
         without: subnetworks to leave out, as an export with --only does.
         tables_changed: tables that are other ones, or not there.
+        canvases: avatars that are stills, before "anna", who is a portrait.
+        model_card: its text.
     """
     graphs = {
         name: found
@@ -250,8 +256,19 @@ def write_stand_in(
         writer.add_file("avatars/anna.safetensors", anna.read_bytes())
         if has_text:
             writer.add_file("tokenizer.json", _tokenizer().encode())
-        writer.finish(_fields(graphs, portraits=portraits, has_text=has_text, has_image=has_image))
+        fields = _fields(graphs, portraits=portraits, has_text=has_text, has_image=has_image)
+        stills = {name: _add_still(writer, name, canvas) for name, canvas in canvases.items()}
+        fields["avatars"] = stills | fields["avatars"]
+        if model_card is not None:
+            writer.add_file("MODEL_CARD.md", model_card.encode())
+            fields["model_card"] = "MODEL_CARD.md"
+        writer.finish(fields)
     return target
+
+
+def _add_still(writer: PackageWriter, name: str, canvas: Canvas) -> dict[str, Any]:
+    writer.add_file(f"avatars/{name}.png", still_bytes(canvas.still))
+    return {"still": f"avatars/{name}.png", "box": list(canvas.box), "feather": canvas.feather}
 
 
 def _finish_vectors() -> bytes:
