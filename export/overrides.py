@@ -4,6 +4,11 @@
 A value comes from the layout's own config.json where that carries it; otherwise from ``--overrides FILE``, otherwise
 from ``overrides.json`` in the checkpoint, otherwise it is the published model's. Within a group (``umt5_xxl``,
 ``settings``, ...) the two files are merged key by key.
+
+An avatar is a picture, or a still with the box that the network moves, in pixels of the still::
+
+    {"avatars": {"anna": {"still": "stills/anna.png", "box": [top, left, bottom, right], "feather": 24},
+                 "bruno": "portraits/bruno.png"}}
 """
 
 import math
