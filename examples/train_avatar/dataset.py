@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generate and store the training data: speech with its motion, and drawn frames. Everything is seeded."""
+"""Speech with the motion that belongs to it, stored and read; everything is seeded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .face import Pose, draw
-from .performance import FPS, perform, poses, slow_drift
-from .speech import SAMPLE_RATE, Espeak, random_speech
+from .chance import clip_draws
+from .face import Pose
+from .footage import CLIP_LATENTS, CLIP_S, CLIP_SAMPLES
+from .performance import Performance, perform, poses, slow_drift
+from .speech import Espeak, random_speech
 
-CLIP_S = 8
-CLIP_FRAMES = CLIP_S * FPS
-SIZE = 128
 HELD_OUT_SEED = 1_000_000
 """Seeds from here on speak with held-out voices."""
 
@@ -51,7 +50,7 @@ def _write_speech(path: Path, *, clips: int, held_out: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     espeak = Espeak()
     first_seed = HELD_OUT_SEED if held_out else 0
-    waveforms = np.zeros((clips, CLIP_S * SAMPLE_RATE), np.int16)
+    waveforms = np.zeros((clips, CLIP_SAMPLES), np.int16)
     drives, sounds = [], []
     for index in range(clips):
         speech = random_speech(espeak, seed=first_seed + index, duration_s=CLIP_S, held_out=held_out)
@@ -68,15 +67,12 @@ def _write_speech(path: Path, *, clips: int, held_out: bool) -> None:
     partial.rename(path)
 
 
-def clip_poses(speech: SpeechSet, index: int) -> list[Pose]:
-    """Return the poses of one utterance, with the slow drift that its seed gives."""
-    from .performance import Performance
-
-    generator = np.random.default_rng(speech.first_seed + index)
-    drift = slow_drift(generator, speech.drives.shape[1])
-    return poses(Performance(speech.drives[index], speech.sounds[index]), drift)
+def draws_of(speech: SpeechSet, index: int) -> npt.NDArray[np.float32]:
+    """Return what chance decides in one utterance, shape (latents, 4)."""
+    return clip_draws(np.random.default_rng([speech.first_seed + index, 1]), CLIP_LATENTS)
 
 
-def draw_clip(clip: list[Pose], *, size: int = SIZE) -> npt.NDArray[np.uint8]:
-    """Return the frames, shape (frames, size, size, 3), RGB."""
-    return np.stack([draw(pose, size) for pose in clip])
+def poses_of(speech: SpeechSet, index: int) -> list[Pose]:
+    """Return the poses of one utterance, with the chance and the slow drift that its seed gives."""
+    drift = slow_drift(np.random.default_rng(speech.first_seed + index), speech.drives.shape[1])
+    return poses(Performance(speech.drives[index], speech.sounds[index]), draws_of(speech, index), drift)

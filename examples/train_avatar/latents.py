@@ -5,6 +5,8 @@ The encoder sees six frames back at most, so the latents of a padded window are 
 encodings: motion frames with grey after them, a key frame with grey before it, and the grey between.
 """
 
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +17,21 @@ from torch import Tensor
 
 from edgereels.export.vae import VideoVae
 
-from .dataset import CLIP_FRAMES, SIZE, load_speech
-from .draw_frames import drawn_frames
-from .face import Pose, draw
-from .train_audio import TRAINING_CLIPS, distort, load_encoder
-from .train_vae import HELD_OUT_CLIPS, load_vae, new_vae
+from .footage import CLIP_FRAMES, SIZE, Footage
+from .train_audio import distort, load_encoder
+from .train_vae import load_vae, new_vae
 
 WINDOW, MOTION, DROP = 33, 5, 4
-WINDOW_LATENTS = 1 + (WINDOW - 1) // 4
-PORTRAIT_SIZE = 512
-STARTS = 16
+"""The package's own settings; training sees others too, see `windows`."""
+LONGEST = 81
+STARTS = 14
 """Windows prepared per clip; they begin on multiples of four frames."""
-TAILS = 12
+TAILS = 8
 """Key frames prepared per clip."""
+TAKEN_S = 180
+"""A clip that another process began to encode so long ago was abandoned."""
+GREY_LATENTS = 9
+"""Latents of grey until they no longer change."""
 
 
 def freeze(folder: Path, *, steps: int) -> None:
@@ -37,11 +41,11 @@ def freeze(folder: Path, *, steps: int) -> None:
     if path.exists():
         return
     vae = load_vae(folder)
-    frames = drawn_frames(folder)
+    footage = Footage.open(folder)
     means, spreads, noise = [], [], []
     with torch.no_grad():
-        for index in range(0, len(frames) - HELD_OUT_CLIPS, 6):
-            mean, log_variance = vae.encode_moments(_tensor(frames[index, 40:105]))
+        for index in footage.training[::7]:
+            mean, log_variance = vae.encode_moments(_tensor(footage.frames[index, 40:105]))
             means.append(mean.mean((0, 2, 3, 4)))
             spreads.append(mean.square().mean((0, 2, 3, 4)))
             noise.append(log_variance.exp().mean((0, 2, 3, 4)))
@@ -80,7 +84,7 @@ def load_frozen(folder: Path) -> VideoVae:
 
 @dataclass(frozen=True)
 class ClipLatents:
-    """What the DiT sees of one drawn clip; float16 arrays, channels first."""
+    """What the DiT sees of one clip; float16 arrays, channels first."""
 
     whole: npt.NDArray[np.float16]
     """Shape (16, 50, h, w): the clip's latents; a window's latents 2 and later are a slice of them."""
@@ -90,6 +94,8 @@ class ClipLatents:
     """Shape (STARTS, 16, 2, h, w): the first two latents of each window."""
     motions: npt.NDArray[np.float16]
     """Shape (STARTS, 16, 3, h, w): five frames that went through the decoder, with grey after them."""
+    singles: npt.NDArray[np.float16]
+    """Shape (STARTS, 16, 3, h, w): the first of the five with grey after it."""
     tails: npt.NDArray[np.float16]
     """Shape (TAILS, 16, 2, h, w): a key frame five times, with grey before it."""
     tail_frames: npt.NDArray[np.int64]
@@ -99,24 +105,29 @@ class ClipLatents:
 
 
 def encode(folder: Path, *, steps: int) -> None:
-    """Encode the first `steps` clips, one file each; continues where it stopped."""
+    """Encode `steps` clips, one file each; continues where it stopped. Several processes may share the work."""
     target = folder / "latents"
     target.mkdir(exist_ok=True)
     vae, encoder = load_frozen(folder), load_encoder(folder)
-    frames, speech = drawn_frames(folder), load_speech(folder, clips=TRAINING_CLIPS)
-    fixed = fixed_latents(vae)
-    np.savez(target / "fixed.npz", grey=fixed["grey"], portrait=fixed["portrait"])
+    footage = Footage.open(folder)
+    if not (target / "fixed.npz").exists():
+        partial = target / f"fixed.{os.getpid()}.partial.npz"
+        portraits = {f"portrait_{name}": _portrait_latents(vae, value) for name, value in footage.portraits.items()}
+        np.savez(partial, grey=_grey_latents(vae), **portraits)  # pyright: ignore[reportArgumentType]
+        partial.rename(target / "fixed.npz")
     # From the last clip on: the held-out ones come first, so that evaluation is possible at once.
-    for count, index in enumerate(range(len(frames) - 1, max(-1, len(frames) - 1 - steps), -1)):
+    for count, index in enumerate(range(len(footage) - 1, max(-1, len(footage) - 1 - steps), -1)):
         path = target / f"clip_{index:04d}.npz"
-        if path.exists():
+        partial = path.with_suffix(f".{os.getpid()}.partial.npz")
+        others = target.glob(f"clip_{index:04d}.*.partial.npz")
+        if path.exists() or any(time.time() - other.stat().st_mtime < TAKEN_S for other in others):
             continue
+        partial.touch()
         generator = np.random.default_rng(index)
-        waveform = speech.waveforms[index].astype(np.float32) / 32768
+        waveform = footage.sound[index].astype(np.float32) / 32768
         noisy = distort(waveform[None], generator)[0]
         features = np.stack([encoder.features(waveform), encoder.features(noisy)]).astype(np.float16)
-        parts = _clip_latents(vae, frames[index], generator)
-        partial = path.with_suffix(".partial.npz")
+        parts = _clip_latents(vae, footage.frames[index], generator)
         np.savez(partial, features=features, **parts)  # pyright: ignore[reportArgumentType]
         partial.rename(path)
         if count % 10 == 9:
@@ -129,21 +140,25 @@ def load_clip_latents(path: Path) -> ClipLatents:
         return ClipLatents(**{name: stored[name] for name in stored.files})
 
 
-def portrait_pixels() -> npt.NDArray[np.uint8]:
-    """Return the portrait as the runtime scales it down, shape (size, size, 3)."""
-    from PIL import Image
-
-    large = Image.fromarray(draw(Pose(), PORTRAIT_SIZE))
-    return np.array(large.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+@torch.no_grad()
+def _grey_latents(vae: VideoVae) -> npt.NDArray[np.float32]:
+    """Return the latents of grey, shape (16, 9, h, w)."""
+    return vae.encode(torch.zeros(1, 3, 4 * GREY_LATENTS - 3, SIZE, SIZE))[0].numpy()
 
 
 @torch.no_grad()
-def fixed_latents(vae: VideoVae) -> dict[str, npt.NDArray[np.float32]]:
-    """Return `grey` (16, 9, h, w), an all-grey window, and `portrait` (16, 3, h, w), the portrait and grey."""
-    grey = torch.zeros(1, 3, WINDOW, SIZE, SIZE)
-    portrait = grey[:, :, :9].clone()
-    portrait[:, :, :1] = _tensor(portrait_pixels()[None])
-    return {"grey": vae.encode(grey)[0].numpy(), "portrait": vae.encode(portrait)[0].numpy()}
+def _portrait_latents(vae: VideoVae, portrait: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return the latents of a portrait with grey after it, shape (16, 3, h, w)."""
+    clip = torch.zeros(1, 3, 9, SIZE, SIZE)
+    clip[:, :, :1] = _tensor(portrait[None])
+    return vae.encode(clip)[0].numpy()
+
+
+@torch.no_grad()
+def motion_latents(vae: VideoVae, frames: Tensor) -> Tensor:
+    """Return the latents of motion frames with grey after them: (n, 3, 1 or 5, H, W) -> (n, 16, 3, h, w)."""
+    count, _, known, height, width = frames.shape
+    return vae.encode(torch.cat([frames, torch.zeros(count, 3, 9 - known, height, width)], 2))
 
 
 @torch.no_grad()
@@ -152,19 +167,19 @@ def _clip_latents(
 ) -> dict[str, npt.NDArray]:
     clip = _tensor(frames)
     possible = np.arange(0, CLIP_FRAMES - WINDOW + 1, 4)
-    starts = np.sort(generator.choice(possible, STARTS, replace=False))
+    starts = np.sort(np.append(generator.choice(possible[1:], STARTS - 1, replace=False), 0))
     tail_frames = np.sort(generator.choice(CLIP_FRAMES, TAILS, replace=False))
     with torch.autocast("cpu", torch.bfloat16):
         whole = vae.encode(clip[:, :, :197])[0]
         firsts = torch.cat([clip[:, :, start : start + 5] for start in starts])
         begins = vae.encode(firsts)
         decoded = vae.decode(begins).float().clamp(-1, 1)
-        decoded = decoded + torch.from_numpy(generator.normal(0, 0.02, decoded.shape).astype(np.float32))
-        motions = vae.encode(torch.cat([decoded, torch.zeros(STARTS, 3, 4, SIZE, SIZE)], 2))
+        decoded = decoded + torch.from_numpy(generator.normal(0, 0.015, decoded.shape).astype(np.float32))
+        motions, singles = motion_latents(vae, decoded), motion_latents(vae, decoded[:, :, :1])
         keys = clip[0][:, tail_frames].transpose(0, 1)[:, :, None]
         padded = torch.cat([torch.zeros(TAILS, 3, 8, SIZE, SIZE), keys.expand(-1, -1, 5, -1, -1)], 2)
         tails = vae.encode(padded)[:, :, -2:]
-    named = {"whole": whole, "begins": begins, "motions": motions, "tails": tails}
+    named = {"whole": whole, "begins": begins, "motions": motions, "singles": singles, "tails": tails}
     arrays: dict[str, npt.NDArray] = {name: value.float().numpy().astype(np.float16) for name, value in named.items()}
     return arrays | {"starts": starts, "tail_frames": tail_frames}
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .workers import average_gradients
+
 
 class Muon(torch.optim.Optimizer):
     """Orthogonalised Nesterov momentum for weights with two or more axes; the first axis is the output."""
@@ -64,6 +66,7 @@ class Optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate * factor
         loss.backward()
+        average_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self._muon.step()
         self._adam.step()

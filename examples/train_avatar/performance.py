@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn speech with known phonemes into the motion of the face, 25 frames per second.
 
-Everything but a small slow drift of the head is a function of the sound nearby. That is what makes a network with a
-single denoising step possible: one answer per sound, so the mean that regression finds is a face and no blur.
+What is not left to `chance` is a function of the sound nearby, but for a small slow drift of the head. That is what
+makes a network with a single denoising step possible: one answer per sound, so the mean that regression finds is a face
+and no blur.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d, maximum_filter1d, uniform_filter1d
 
+from . import chance
 from .face import Pose
+from .mouth import half_width
 from .speech import SAMPLE_RATE, Speech
 
 FPS = 25
@@ -53,7 +56,7 @@ SOUND_CLASSES = ("", "aɑɐʌ", "æ", "eɛ", "iɪɨj", "oɔɒ", "uʊwɥ", "əɜ�
                  "ŋɲç", "ʃʒɕʑ", "θð", "rɹʁʀɻɾ", "hɦʔħʝ")  # fmt: skip
 """Characters that the audio encoder learns to tell apart; class 0 is silence."""
 
-DRIVES = ("jaw", "wide", "press", "blink", "brow", "nod", "tilt", "turn")
+DRIVES = ("jaw", "wide", "press", "blink", "brow", "nod", "tilt", "turn", "look_x", "look_y")
 """What the audio encoder is taught to predict, in the order of `Performance.drives`."""
 
 
@@ -62,7 +65,7 @@ class Performance:
     """The motion that belongs to one utterance."""
 
     drives: npt.NDArray[np.float32]
-    """Shape (frames, 8): the columns named by `DRIVES`; a function of the sound."""
+    """Shape (frames, 10): the columns named by `DRIVES`; a function of the sound."""
     sounds: npt.NDArray[np.int64]
     """Shape (frames,): index into `SOUND_CLASSES`."""
 
@@ -70,6 +73,11 @@ class Performance:
     def opening(self) -> npt.NDArray[np.float32]:
         """How far the mouth is open, shape (frames,): what the lip-sync gate compares."""
         return self.drives[:, 0] * (1 - self.drives[:, 2])
+
+    @property
+    def lip_width(self) -> npt.NDArray[np.float32]:
+        """Half the distance between the corners of the lips, shape (frames,), design units."""
+        return np.asarray(half_width(self.drives[:, 0], self.drives[:, 1]), np.float32)
 
 
 def perform(speech: Speech) -> Performance:
@@ -82,36 +90,50 @@ def perform(speech: Speech) -> Performance:
     blink = _blinks(talking)
     loud = level * gaussian_filter1d(talking.astype(float), 4)
     brow = np.clip(1.6 * (gaussian_filter1d(loud, 12) - gaussian_filter1d(loud, 60)), -0.3, 0.7)
-    nod = np.clip(0.6 * (gaussian_filter1d(loud, 10) - gaussian_filter1d(loud, 45)), -0.25, 0.25)
-    tilt = np.clip(0.30 * gaussian_filter1d(mouth[:, 1] - 0.1, 35), -0.12, 0.12)
-    turn = np.clip(0.55 * gaussian_filter1d((mouth[:, 0] - 0.3) * talking, 40), -0.14, 0.14)
-    drives = np.column_stack([mouth, blink, brow, nod, tilt, turn])
+    nod = np.clip(1.0 * (gaussian_filter1d(loud, 10) - gaussian_filter1d(loud, 45)), -0.4, 0.4)
+    tilt = np.clip(1.2 * gaussian_filter1d((mouth[:, 1] - 0.15) * talking, 35), -0.22, 0.22)
+    opened = mouth[:, 0] * talking
+    turn = np.clip(2.0 * (gaussian_filter1d(opened, 30) - gaussian_filter1d(opened, 120)), -0.28, 0.28)
+    drives = np.column_stack([mouth, blink, brow, nod, tilt, turn, *_looks(talking)])
     frames = -(-len(speech.waveform) * FPS // SAMPLE_RATE)
     # A frame is shown for 40 ms: it shows the middle of them.
     middle = np.minimum(((np.arange(frames) + 0.5) * _RATE / FPS).astype(int), ticks - 1)
     return Performance(drives[middle].astype(np.float32), sounds[middle])
 
 
-def poses(performance: Performance, drift: npt.NDArray[np.float32]) -> list[Pose]:
-    """Return one pose per frame; `drift` is shape (frames, 2), the head's own slow shift in design units."""
+def poses(performance: Performance, draws: npt.NDArray[np.float32], drift: npt.NDArray[np.float32]) -> list[Pose]:
+    """Return one pose per frame.
+
+    Args:
+        performance: what the sound decides.
+        draws: what chance decides, shape (latents, 4), as `chance.clip_draws` gives it.
+        drift: shape (frames, 2), the head's own slow shift in design units.
+    """
+    frames = len(performance.drives)
+    looks, lids = chance.gaze(draws, frames), chance.blinks(draws, frames)
+    heads = chance.follow(looks)
     result = []
-    for (jaw, wide, press, blink, brow, nod, tilt, turn), (shift_x, shift_y) in zip(
-        performance.drives.tolist(), drift.tolist(), strict=True
+    for drives, closed, look, head, shift in zip(
+        performance.drives.tolist(), lids.tolist(), looks.tolist(), heads.tolist(), drift.tolist(), strict=True
     ):
+        jaw, wide, press, blink, brow, nod, tilt, turn, look_x, look_y = drives
+        yaw = turn + 0.25 * head[0]
         result.append(
             Pose(
-                jaw=jaw, wide=wide, press=press, blink=blink, brow=brow,
-                yaw=turn, pitch=nod, roll=tilt, shift_x=shift_x, shift_y=shift_y,
+                jaw=jaw, wide=wide, press=press, blink=max(blink, closed), brow=brow,
+                gaze_x=look_x + look[0], gaze_y=look_y + look[1],
+                yaw=yaw, pitch=nod + 0.2 * head[1], roll=tilt + 0.12 * head[0],
+                shift_x=shift[0] + 5 * yaw, shift_y=shift[1] + 2 * nod,
             )
         )  # fmt: skip
     return result
 
 
 def slow_drift(generator: np.random.Generator, frames: int) -> npt.NDArray[np.float32]:
-    """Return a random slow shift of the head, shape (frames, 2), design units; about half a unit, never above 1.5."""
+    """Return a random slow shift of the head, shape (frames, 2), design units; about half a unit, never above 1.2."""
     noise = generator.standard_normal((frames + 400, 2))
     smooth = gaussian_filter1d(noise, 50, axis=0)[200 : 200 + frames]
-    return np.clip(smooth * 0.6 * np.sqrt(2 * np.sqrt(np.pi) * 50), -1.5, 1.5).astype(np.float32)
+    return np.clip(smooth * 0.4 * np.sqrt(2 * np.sqrt(np.pi) * 50), -1.2, 1.2).astype(np.float32)
 
 
 def _phoneme_targets(
@@ -162,3 +184,14 @@ def _blinks(talking: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
             impulses[place] = 1.0
     shape = np.concatenate([np.linspace(0, 1, 8), np.ones(3), np.linspace(1, 0, 14)])
     return np.clip(np.convolve(impulses, shape)[4 : 4 + len(talking)], 0, 1)
+
+
+def _looks(talking: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return gaze right and down per tick: aside and up in pauses of 0.4 s to 2.4 s, at the listener otherwise."""
+    away = np.zeros(len(talking))
+    edges = np.flatnonzero(np.diff(talking.astype(int), prepend=1, append=1))
+    for begin, end in zip(edges[::2], edges[1::2], strict=False):
+        if end - begin >= 40 and begin > 0:
+            away[begin + 20 : min(end - 12, begin + 240)] = 1.0
+    smooth = gaussian_filter1d(away, 3)
+    return 0.45 * smooth, -0.28 * smooth

@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from .dataset import CLIP_FRAMES, SpeechSet, load_speech
-from .performance import DRIVES, FPS, SOUND_CLASSES
-from .speech import SAMPLE_RATE
+from . import start
+from .dataset import SpeechSet, load_speech
+from .footage import CLIP_FRAMES, FPS, SAMPLE_RATE
+from .performance import DRIVES, REST, SOUND_CLASSES
+from .state import save_state
 
 CONFIG = {
     "model_type": "wav2vec2", "architectures": ["Wav2Vec2Model"], "hidden_size": 128, "num_hidden_layers": 4,
@@ -37,6 +39,8 @@ PREPROCESSOR = {
 }  # fmt: skip
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 TRAINING_CLIPS, HELD_OUT_CLIPS = 1500, 48
+SPEECHLESS = 0.08
+"""Share of the training rows that hold no speech, so that noise does not move the mouth."""
 
 
 class AudioEncoder(nn.Module):
@@ -104,6 +108,23 @@ def distort(waveforms: npt.NDArray[np.floating], generator: np.random.Generator)
     return (changed + noise * level * 10 ** (noise_db / 20)).astype(np.float32)
 
 
+def speechless(samples: int, generator: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Return sound that nobody speaks: near silence, coloured noise or a few swelling tones; shape (samples,)."""
+    time_s = np.arange(samples) / SAMPLE_RATE
+    kind = generator.random()
+    if kind < 0.25:
+        return (generator.standard_normal(samples) * 10 ** generator.uniform(-6, -3)).astype(np.float32)
+    if kind < 0.65:
+        spectrum = np.fft.rfft(generator.standard_normal(samples))
+        slope = np.arange(1, len(spectrum) + 1) ** -generator.uniform(0.0, 1.2)
+        sound = np.fft.irfft(spectrum * slope, samples)
+    else:
+        tones = generator.uniform(80, 2000, 5)[:, None]
+        swell = 1 + np.sin(2 * np.pi * generator.uniform(0.2, 3, 5)[:, None] * time_s)
+        sound = (swell * np.sin(2 * np.pi * tones * time_s) / tones**0.5).sum(0)
+    return (sound / (np.abs(sound).max() + 1e-9) * 0.4).astype(np.float32)
+
+
 def train(folder: Path, *, steps: int) -> None:
     """Train for `steps` steps in all, continuing from the last save in `folder`."""
     torch.manual_seed(0)
@@ -117,6 +138,8 @@ def train(folder: Path, *, steps: int) -> None:
         encoder.load_state_dict(saved["encoder"])
         optimiser.load_state_dict(saved["optimiser"])
         done = saved["step"]
+    elif (given := start.audio_encoder(folder)) is not None:
+        encoder.wav2vec2.load_state_dict(given)
     spread = torch.from_numpy(speech.drives.reshape(-1, len(DRIVES)).std(0))
     losses: list[float] = []
     saved_at = time.monotonic()
@@ -133,7 +156,7 @@ def train(folder: Path, *, steps: int) -> None:
             figures = evaluate(encoder, held_out) if step % 500 == 499 or step == steps - 1 else {}
             print(f"audio {step + 1}/{steps} loss {np.mean(losses[-100:]):.3f} {figures}", flush=True)
         if time.monotonic() - saved_at > 60 or step == steps - 1:
-            torch.save({"encoder": encoder.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, path)
+            save_state(path, {"encoder": encoder.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1})
             saved_at = time.monotonic()
 
 
@@ -142,20 +165,26 @@ def _learning_rate(step: int, steps: int) -> float:
 
 
 def _loss(encoder: AudioEncoder, speech: SpeechSet, spread: Tensor, generator: np.random.Generator) -> Tensor:
-    frames = int(generator.choice([75, 125, CLIP_FRAMES]))
+    frames = int(generator.choice([50, 75, 125, CLIP_FRAMES]))
+    resting = np.array([*REST, *[0.0] * (len(DRIVES) - len(REST))], np.float32)
     chosen = generator.integers(0, len(speech), 1200 // frames)
     starts = generator.integers(0, CLIP_FRAMES - frames + 1, len(chosen))
     pairs = list(zip(chosen, starts, strict=True))
     waveforms = np.stack(
         [speech.waveforms[i, s * SAMPLES_PER_FRAME : (s + frames) * SAMPLES_PER_FRAME] for i, s in pairs]
     )
-    inputs = normalise(torch.from_numpy(distort(waveforms.astype(np.float32) / 32768, generator)))
-    drives = torch.from_numpy(np.stack([speech.drives[i, s : s + frames] for i, s in pairs])) / spread
-    sounds = torch.from_numpy(np.stack([speech.sounds[i, s : s + frames] for i, s in pairs]))
+    drives = np.stack([speech.drives[i, s : s + frames] for i, s in pairs])
+    sounds = np.stack([speech.sounds[i, s : s + frames] for i, s in pairs])
+    heard = distort(waveforms.astype(np.float32) / 32768, generator)
+    for row in np.flatnonzero(generator.random(len(pairs)) < SPEECHLESS):
+        heard[row] = speechless(heard.shape[1], generator)
+        drives[row], sounds[row] = resting, 0
+    inputs = normalise(torch.from_numpy(heard))
+    drives, sounds = torch.from_numpy(drives) / spread, torch.from_numpy(sounds)
     with torch.autocast("cpu", torch.bfloat16):
         last = encoder.layers(inputs)[-1]
         predicted, scores = encoder.drives_head(last).float(), encoder.sounds_head(last).float()
-    weight = torch.tensor([3.0, 2.0, 2.0, 1.0, 0.7, 0.7, 0.5, 0.5])
+    weight = torch.tensor([3.0, 2.5, 2.0, 1.0, 0.7, 0.7, 0.5, 0.5, 0.5, 0.5])
     difference = F.smooth_l1_loss(predicted, drives, reduction="none")
     return (difference * weight).mean() + 0.3 * F.cross_entropy(scores.flatten(0, 1), sounds.flatten())
 
@@ -175,9 +204,14 @@ def evaluate(encoder: AudioEncoder, held_out: SpeechSet) -> dict[str, float]:
 
 
 def load_encoder(folder: Path) -> AudioEncoder:
-    """Return the trained encoder, ready to use."""
+    """Return the trained encoder, or the one that training started from, ready to use."""
     encoder = AudioEncoder()
-    encoder.load_state_dict(torch.load(folder / "audio.pt")["encoder"])
+    if (folder / "audio.pt").exists():
+        encoder.load_state_dict(torch.load(folder / "audio.pt")["encoder"])
+    elif (given := start.audio_encoder(folder)) is not None:
+        encoder.wav2vec2.load_state_dict(given)
+    else:
+        raise SystemExit(f"{folder} has no audio.pt; expected the stage `audio` to have run, or --from CHECKPOINT")
     return encoder.eval()
 
 

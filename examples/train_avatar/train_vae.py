@@ -7,7 +7,6 @@ newest temporal tap is used; time is modelled at low resolution.
 """
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +17,16 @@ from torch import Tensor, nn
 
 from edgereels.export.vae import VaeConfig, VideoVae, make_spatial_only
 
-from .dataset import SIZE
-from .draw_frames import drawn_frames
+from . import start
+from .footage import CLIP_FRAMES, SIZE, Footage
 from .optimiser import Optimisers
+from .state import SaveClock, save_state
+from .workers import rank
 
 CONFIG = VaeConfig(dim=16, num_res_blocks=0)
-HELD_OUT_CLIPS = 8
-"""The last drawn clips are never trained on."""
-MOUTH_BOX = (70, 42, 98, 86)
-"""Top, left, bottom, right in pixels of a 128-pixel frame; holds the mouth in every pose."""
-EYES_BOX = (40, 36, 64, 92)
+CROP = 96
+MATTERS = 2.5
+"""Pixels that weigh more than this count as mouth or eyes in the figures."""
 
 
 @dataclass(frozen=True)
@@ -83,67 +82,62 @@ def inner_weights(vae: VideoVae) -> set[str]:
 
 
 class Batches:
-    """Random training batches from the drawn clips."""
+    """Random training batches: crops of the footage, most of them where pixels count more."""
 
-    def __init__(self, frames: npt.NDArray[np.uint8], generator: np.random.Generator) -> None:
-        self.frames = frames
+    def __init__(self, footage: Footage, generator: np.random.Generator) -> None:
+        self.footage = footage
         self.generator = generator
 
     def images(self) -> tuple[Tensor, Tensor]:
         """Return single frames (batch, 3, 1, h, w) and the loss weight of their pixels (batch, 1, 1, h, w)."""
-        if self.generator.random() < 0.35:
-            return self._cut([self._clip(1) for _ in range(2)], [(0, 0)] * 2, SIZE)
-        corners = [self._corner() for _ in range(8)]
-        return self._cut([self._clip(1) for _ in range(8)], corners, 64)
+        whole = self.generator.random() < 0.3
+        return self._cut([self._clip(1) for _ in range(1 if whole else 4)], size=SIZE if whole else CROP)
 
     def clips(self) -> tuple[Tensor, Tensor]:
-        """Return short clips (batch, 3, 9 or 13, h, w) and the weights; some are padded as the sampler pads them."""
-        if self.generator.random() < 0.12:
-            return self._cut([self._clip(5)], [(0, 0)], SIZE)
-        clips = [self._clip(13 if self.generator.random() < 0.15 else 9) for _ in range(1)]
-        clips.append(self._clip(len(clips[0])))
-        if self.generator.random() < 0.2:
-            clips = [self._padded(clip) for clip in clips]
-        return self._cut(clips, [self._corner() for _ in clips], 64)
+        """Return short clips (batch, 3, 5 to 13, h, w) and the weights; some are padded as the sampler pads them."""
+        if self.generator.random() < 0.1:
+            return self._cut([self._clip(5)], size=SIZE)
+        count = 13 if self.generator.random() < 0.3 else 9
+        clips = [self._clip(count) for _ in range(2 if count == 9 else 1)]
+        if self.generator.random() < 0.15:
+            clips = [(self._padded(clip), weight) for clip, weight in clips]
+        return self._cut(clips, size=CROP)
 
-    def _clip(self, count: int) -> npt.NDArray[np.float32]:
-        clip = self.generator.integers(0, len(self.frames) - HELD_OUT_CLIPS)
-        first = self.generator.integers(0, self.frames.shape[1] - count + 1)
-        return self.frames[clip, first : first + count].astype(np.float32) / 127.5 - 1
+    def _clip(self, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        clip = int(self.generator.choice(self.footage.training))
+        first = self.generator.integers(0, CLIP_FRAMES - count + 1)
+        return _floats(self.footage.frames[clip, first : first + count]), self.footage.weight(clip)
 
     def _padded(self, clip: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         padded = np.zeros_like(clip)
         known = 1 if self.generator.random() < 0.4 else 5
         padded[:known] = clip[:known]
         if len(clip) > known + 5 or known == 1:
-            padded[-5:] = self._clip(1)
+            padded[-5:] = clip[-1:]
         return padded
 
-    def _corner(self) -> tuple[int, int]:
-        kind = self.generator.random()
-        if kind < 0.55:  # around the mouth
-            return int(self.generator.integers(5, 9)) * 8, int(self.generator.integers(3, 6)) * 8
-        if kind < 0.75:  # around the eyes
-            return int(self.generator.integers(2, 5)) * 8, int(self.generator.integers(3, 6)) * 8
-        return int(self.generator.integers(0, 9)) * 8, int(self.generator.integers(0, 9)) * 8
+    def _corner(self, weight: npt.NDArray[np.float32]) -> tuple[int, int]:
+        """Return the top left corner of a crop around a pixel that was drawn by its weight, a multiple of eight."""
+        share = (weight**2).ravel()
+        row, column = divmod(int(self.generator.choice(weight.size, p=share / share.sum())), weight.shape[1])
+        places = (np.array([row, column]) - self.generator.integers(CROP // 4, 3 * CROP // 4, 2)) // 8 * 8
+        top, left = np.clip(places, 0, SIZE - CROP)
+        return int(top), int(left)
 
     def _cut(
-        self, clips: list[npt.NDArray[np.float32]], corners: list[tuple[int, int]], size: int
+        self, clips: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]], *, size: int
     ) -> tuple[Tensor, Tensor]:
-        weight = pixel_weight()
-        cut = [clip[:, y : y + size, x : x + size] for clip, (y, x) in zip(clips, corners, strict=True)]
-        weights = np.stack([weight[y : y + size, x : x + size] for y, x in corners])
-        return torch.from_numpy(np.stack(cut)).permute(0, 4, 1, 2, 3).contiguous(), torch.from_numpy(weights)[
-            :, None, None
-        ]
+        cut, weights = [], []
+        for clip, weight in clips:
+            y, x = (0, 0) if size == SIZE else self._corner(weight)
+            cut.append(clip[:, y : y + size, x : x + size])
+            weights.append(weight[y : y + size, x : x + size])
+        pixels = torch.from_numpy(np.stack(cut)).permute(0, 4, 1, 2, 3).contiguous()
+        return pixels, torch.from_numpy(np.stack(weights))[:, None, None]
 
 
-def pixel_weight() -> npt.NDArray[np.float32]:
-    """Return how much each pixel counts, shape (size, size): the mouth four times, the eyes three times."""
-    weight = np.ones((SIZE, SIZE), np.float32)
-    for (top, left, bottom, right), value in ((EYES_BOX, 3.0), (MOUTH_BOX, 4.0)):
-        weight[top:bottom, left:right] = value
-    return weight
+def _floats(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    return frames.astype(np.float32) / 127.5 - 1
 
 
 def reconstruction_loss(decoded: Tensor, frames: Tensor, weight: Tensor) -> Tensor:
@@ -165,7 +159,6 @@ def train(folder: Path, *, steps: int, phase: str = "vae_images") -> None:
     for parameter in [*vae.encoder.parameters(), *vae.conv1.parameters()]:
         parameter.requires_grad_(plan.encoder_trains)
     optimisers = Optimisers(vae, inner=inner_weights(vae), muon_lr=0.02, adam_lr=2e-3)
-    average = {name: value.clone() for name, value in vae.state_dict().items()}
     path, done = folder / f"{phase}.pt", 0
     earlier = next((p for p in (path, *_before(folder, phase)) if p.exists()), None)
     if earlier is not None:
@@ -175,36 +168,31 @@ def train(folder: Path, *, steps: int, phase: str = "vae_images") -> None:
         if earlier == path:
             optimisers.load_state_dict(saved["optimisers"])
             done = saved["step"]
-    frames = drawn_frames(folder)
+    else:
+        vae.load_state_dict(start.vae(folder) or vae.state_dict())
+        average = {name: value.clone() for name, value in vae.state_dict().items()}
+    footage = Footage.open(folder)
     errors: list[float] = []
-    saved_at = time.monotonic()
+    clock = SaveClock()
     for step in range(done, steps):
-        generator = np.random.default_rng([step, len(phase)])
-        torch.manual_seed(step)
-        batches = Batches(frames, generator)
-        video = generator.random() < plan.video_share
+        video = np.random.default_rng([step, len(phase)]).random() < plan.video_share  # for all workers
+        torch.manual_seed(2 * step + rank())
+        batches = Batches(footage, np.random.default_rng([step, len(phase), rank() + 1]))
         images, weight = batches.clips() if video else batches.images()
         loss, error = autoencoder_loss(vae, images, weight, encoder_trains=plan.encoder_trains)
         optimisers.step(loss, factor=_factor(step, steps, plan))
         errors.append(error)
         _follow(average, vae, min(0.995, (step + 10) / (step + 100)))
-        if step % 100 == 99 or step == steps - 1:
+        last = step == steps - 1
+        if (step % 100 == 99 or last) and rank() == 0:
             psnr_db = 10 * math.log10(4 / np.mean(errors[-100:]))
-            told = step % 500 == 499 or step == steps - 1
-            figures = evaluate(average, frames, video=plan.video_share > 0) if told else ""
+            figures = evaluate(average, footage, video=plan.video_share > 0) if step % 500 == 499 or last else ""
             print(
                 f"{phase} {step + 1}/{steps} loss {loss.item():.4f} training PSNR {psnr_db:.2f} {figures}", flush=True
             )
-        if time.monotonic() - saved_at > 60 or step == steps - 1:
-            state = {
-                "vae": vae.state_dict(),
-                "average": average,
-                "optimisers": optimisers.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(state, path.with_suffix(".partial"))
-            path.with_suffix(".partial").rename(path)
-            saved_at = time.monotonic()
+        if rank() == 0 and (clock.due() or last):
+            state = {"vae": vae.state_dict(), "average": average, "optimisers": optimisers.state_dict()}
+            save_state(path, {**state, "step": step + 1})
 
 
 def train_video(folder: Path, *, steps: int) -> None:
@@ -236,14 +224,16 @@ def autoencoder_loss(vae: VideoVae, images: Tensor, weight: Tensor, *, encoder_t
     with torch.autocast("cpu", torch.bfloat16):
         with torch.set_grad_enabled(encoder_trains):
             mean, log_variance = vae.encode_moments(images)
-        mean, log_variance = mean.float(), log_variance.float().clamp(-12, 4)
+        latents = vae.scale.normalise(mean.float())
+        log_variance = log_variance.float() - 2 * vae.scale.std.log()
+        log_variance = log_variance.clamp(-12, 4)
         # Noise makes the decoder forgive the DiT's errors; alone, it is trained with less of it, for sharpness.
         noise_gain = 1.0 if encoder_trains else 0.6
-        latents = mean + noise_gain * torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-        decoded = vae.decode(vae.scale.normalise(latents)).float()
+        noisy = latents + noise_gain * torch.exp(0.5 * log_variance) * torch.randn_like(latents)
+        decoded = vae.decode(noisy).float()
     loss = reconstruction_loss(decoded, images, weight)
     if encoder_trains:
-        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        divergence = 0.5 * (latents.square() + log_variance.exp() - 1 - log_variance).mean()
         loss = loss + 1e-3 * divergence
     return loss, (decoded.detach() - images).square().mean().item()
 
@@ -268,18 +258,26 @@ def peak_ratio(ours: npt.NDArray[np.float32], truth: npt.NDArray[np.float32]) ->
 
 
 @torch.no_grad()
-def evaluate(average: dict[str, Tensor], frames: npt.NDArray[np.uint8], *, video: bool) -> dict[str, float]:
-    """Return PSNR on held-out clips: whole frame, mouth box, eyes box."""
+def evaluate(average: dict[str, Tensor], footage: Footage, *, video: bool) -> dict[str, float]:
+    """Return PSNR on held-out clips: whole frame, the pixels that count more, and movement of the latter per frame.
+
+    `movement` is how much of the truth's change from frame to frame is kept where a group of four frames ends: a codec
+    that is late there has less than 1.
+    """
     vae = new_vae()
     vae.load_state_dict(average)
     count = 13 if video else 1
-    clips = frames[-HELD_OUT_CLIPS:, 60 : 60 + count].astype(np.float32) / 127.5 - 1
+    chosen = sorted(footage.held_out)
+    clips = _floats(np.stack([footage.frames[index, 60 : 60 + count] for index in chosen]))
     inputs = torch.from_numpy(clips).permute(0, 4, 1, 2, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        decoded = [vae.decode(vae.scale.normalise(vae.encode_moments(part)[0])).float() for part in inputs.split(2)]
+        decoded = [vae.decode(vae.scale.normalise(vae.encode_moments(part)[0])).float() for part in inputs.split(1)]
     ours = torch.cat(decoded).clamp(-1, 1).permute(0, 2, 3, 4, 1).numpy()
-    result = {"whole": round(peak_ratio(ours, clips), 2)}
-    for name, (top, left, bottom, right) in (("mouth", MOUTH_BOX), ("eyes", EYES_BOX)):
-        box = np.s_[:, :, top:bottom, left:right]
-        result[name] = round(peak_ratio(ours[box], clips[box]), 2)
-    return result
+    matters = np.stack([footage.weight(index) > MATTERS for index in chosen])[:, None, :, :, None]
+    where = np.broadcast_to(matters, ours.shape)
+    result = {"whole": peak_ratio(ours, clips), "matters": peak_ratio(ours[where], clips[where])}
+    if video:
+        change, truth = (np.diff(frames, axis=1) for frames in (ours, clips))
+        kept = [(change * truth * matters)[:, at::4].sum() / (truth**2 * matters)[:, at::4].sum() for at in range(4)]
+        result["movement"] = float(np.min(kept))
+    return {name: round(value, 3) for name, value in result.items()}

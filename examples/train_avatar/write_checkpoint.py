@@ -1,35 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the checkpoint folder in the published layout, fp16, with the portrait and `overrides.json`."""
+"""Write the checkpoint folder in the published layout, fp16, with the avatars' pictures and `overrides.json`."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from edgereels.export.dit_keys import unpermute_rope_rows
 
-from . import train_audio, train_dit, train_vae
-from .dataset import SIZE
-from .face import Pose, draw
-from .latents import DROP, MOTION, PORTRAIT_SIZE, WINDOW, load_frozen
-from .performance import FPS
+from . import start, train_audio, train_dit, train_vae
+from .face import BOX, draw_still
+from .footage import FPS, SIZE, Footage
+from .identities import IDENTITIES
+from .latents import DROP, MOTION, WINDOW, load_frozen
 
 _LICENCE = "Apache-2.0; trained by examples/train_avatar on data that it makes itself"
+_LICENCE_FILMED = "the weights they started from: Apache-2.0; who trained on their own videos adds their own terms"
+FEATHER = 40
+"""Pixels of the still over which the box is blended in."""
+MATTERS = 3.5
+"""Pixels that weigh more than this are the mouth."""
 
 
 def write(folder: Path, *, steps: int) -> None:
     """Write `folder`/checkpoint from the newest state of every stage."""
     del steps
     target = folder / "checkpoint"
-    (target / "portraits").mkdir(parents=True, exist_ok=True)
+    (target / "avatars").mkdir(parents=True, exist_ok=True)
     train_audio.write_checkpoint(folder, target / "wav2vec2")
     _save(best_vae(folder).state_dict(), target / "Wan2.1_VAE.safetensors")
     dit = train_dit.load_dit(folder)
     _save(unpermute_rope_rows(dit.state_dict(), train_dit.CONFIG), target / "diffusion_pytorch_model.safetensors")
+    footage = Footage.open(folder)
     _write_json(target / "config.json", _dit_config())
-    _write_json(target / "overrides.json", _overrides())
-    write_portrait(target / "portraits" / "anna.png")
+    avatars = _write_pictures(target, footage)
+    filmed = start.videos(folder) is not None
+    _write_json(target / "overrides.json", _overrides(avatars, mouth_box(footage), filmed=filmed))
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"checkpoint: {target}, {size / 1e6:.1f} MB", flush=True)
 
@@ -41,11 +49,28 @@ def best_vae(folder: Path) -> train_vae.VideoVae:
     return load_frozen(folder)
 
 
-def write_portrait(path: Path) -> None:
-    """Draw the face at rest."""
+def _write_pictures(target: Path, footage: Footage) -> dict[str, object]:
+    """Write a picture per face; return the `avatars` of the overrides. Drawn faces get a still with a box."""
     from PIL import Image
 
-    Image.fromarray(draw(Pose(), PORTRAIT_SIZE)).save(path, optimize=True)
+    avatars: dict[str, object] = {}
+    for name in dict.fromkeys(footage.faces):
+        path = f"avatars/{name}.png"
+        if name in IDENTITIES:
+            Image.fromarray(draw_still(IDENTITIES[name])).save(target / path, optimize=True)
+            avatars[name] = {"still": path, "box": list(BOX), "feather": FEATHER}
+        else:
+            Image.fromarray(footage.portraits[name]).save(target / path, optimize=True)
+            avatars[name] = path
+    return avatars
+
+
+def mouth_box(footage: Footage) -> list[float]:
+    """Return the box around the pixels that count most, in fractions: top, left, bottom, right."""
+    mouth = np.any([weight > MATTERS for weight in footage.weights.values()], axis=0)
+    rows, columns = np.flatnonzero(mouth.any(1)), np.flatnonzero(mouth.any(0))
+    edges = (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1)
+    return [round(float(edge) / SIZE, 4) for edge in edges]
 
 
 def _save(state: dict[str, torch.Tensor], path: Path) -> None:
@@ -69,16 +94,17 @@ def _dit_config() -> dict:
     }  # fmt: skip
 
 
-def _overrides() -> dict:
+def _overrides(avatars: dict[str, object], mouth: list[float], *, filmed: bool) -> dict:
     vae = train_vae.CONFIG
+    licence = _LICENCE_FILMED if filmed else _LICENCE
     return {
-        "name": "anna",
-        "note": "A drawn face; trained by examples/train_avatar.",
+        "name": next(iter(avatars)) if len(avatars) == 1 else "faces",
+        "note": "Trained by examples/train_avatar.",
         "_video_vae": {"dim": vae.dim, "dim_mult": list(vae.dim_mult), "num_res_blocks": vae.num_res_blocks},
         "settings": {"window": WINDOW, "motion": MOTION, "drop": DROP, "steps": 1, "shift": 11.0, "fps": FPS},
         "sizes": {"1.00": [SIZE, SIZE]},
         "portraits": "listed",
-        "avatars": {"anna": "portraits/anna.png"},
-        "mouth_box": [round(edge / SIZE, 4) for edge in train_vae.MOUTH_BOX],
-        "licences": {part: _LICENCE for part in ("audio_encoder", "vae_encoder", "vae_decoder", "dit")},
+        "avatars": avatars,
+        "mouth_box": mouth,
+        "licences": {part: licence for part in ("audio_encoder", "vae_encoder", "vae_decoder", "dit")},
     }
