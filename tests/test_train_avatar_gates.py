@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-for needed in ("skia", "scipy", "cv2"):
+for needed in ("torch", "skia", "scipy", "cv2"):
     pytest.importorskip(needed, reason=f"the evaluation needs {needed}: pip install '.[train,export]'")
 
 SEAMS = np.isin(np.arange(150) % 24, [5])

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 
 from .evaluate import renderer_avatars
 from .footage import SIZE
-from .held_out_speech import SYNTHESIZERS, held_out_clips
+from .held_out_speech import SYNTHESIZERS, held_out_clips, with_pauses
 from .mouth_reader import MouthReader
 from .performance import perform
 from .rendering import Renderer
@@ -34,7 +34,7 @@ OPEN_ABOVE, CLOSED_BELOW = 0.35, 0.03
 """True opening; what lies between is neither."""
 LEAST_NAMES, LEAST_MOUTHS = 12, 11
 _COLUMNS = 4
-_CLIP_S = 5.0
+_CLIP_S, _PAUSE_S = 4.0, 0.8
 _NUMBER_HEIGHT = 18
 
 Pixels = npt.NDArray[np.uint8]
@@ -104,7 +104,7 @@ def render_look(renderer: Renderer, *, seed: int) -> list[tuple[Shown, Pixels]]:
 
 
 def _speech(synthesizer: str) -> Speech:
-    return held_out_clips(synthesizer, count=2, duration_s=_CLIP_S)[1]
+    return with_pauses(held_out_clips(synthesizer, count=2, duration_s=_CLIP_S), pause_s=_PAUSE_S)[0]
 
 
 def sheet(pictures: Sequence[Pixels]) -> Pixels:

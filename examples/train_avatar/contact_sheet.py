@@ -25,7 +25,7 @@ from .evaluate import renderer_avatars
 from .face import Pose, draw_still
 from .footage import FPS, SAMPLE_RATE, SIZE
 from .gates import decibels
-from .held_out_speech import act, held_out_clips
+from .held_out_speech import SYNTHESIZERS, act, held_out_clips
 from .identities import IDENTITIES
 from .mouth_reader import MouthReader
 from .performance import DRIVES, Performance, perform
@@ -68,6 +68,14 @@ def moments(performance: Performance, poses: Sequence[Pose], *, count: int) -> l
         widest = int(np.argmax(np.diff(edges)))
         chosen.append((edges[widest] + edges[widest + 1]) // 2)
     return sorted(chosen)
+
+
+def speech_for(avatars: Sequence[str], *, seconds: float) -> list[Speech]:
+    """Return an utterance for each avatar, of the three synthesizers in turn."""
+    spoken = {name: held_out_clips(name, count=2, duration_s=seconds) for name in SYNTHESIZERS}
+    return [
+        spoken[SYNTHESIZERS[index % len(SYNTHESIZERS)]][index // len(SYNTHESIZERS) % 2] for index in range(len(avatars))
+    ]
 
 
 def sheet_rows(
@@ -138,7 +146,7 @@ def save_small(picture: Pixels, path: Path, *, most_bytes: int = MOST_BYTES) -> 
 def write_video(renderer: Renderer, path: Path, *, seconds: float, canvas: bool) -> None:
     """Write the drawn truth beside the render, with sound; every avatar in turn."""
     avatars = renderer_avatars(renderer)
-    spoken = held_out_clips("flite", count=len(avatars), duration_s=round(seconds / len(avatars), 2))
+    spoken = speech_for(avatars, seconds=round(seconds / len(avatars), 2))
     sound = np.concatenate([speech.waveform for speech in spoken])
     with Mp4Sink(
         path, height=_VIDEO_SIZE, width=2 * _VIDEO_SIZE, fps=FPS, sound=sound, sample_rate=SAMPLE_RATE,
@@ -192,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
             else package_autoencoder(chosen.package, device=chosen.device, threads=chosen.threads)
         )
         avatars = renderer_avatars(renderer)
-        spoken = held_out_clips("flite", count=len(avatars), duration_s=chosen.seconds)
+        spoken = speech_for(avatars, seconds=chosen.seconds)
         rows: list[Pixels] = []
         for avatar, speech in zip(avatars, spoken, strict=True):
             made, shown = sheet_rows(renderer, avatar, speech, through=through, columns=chosen.columns)
