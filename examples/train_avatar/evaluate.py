@@ -239,25 +239,25 @@ def measure_silence(renderer: Renderer, readers: Readers, *, plan: Plan) -> Meas
     """Return the opening of every avatar's mouth in silence; in noise, where nothing is right, it is only reported."""
     found = Measured()
     resting: dict[str, Floats] = {}
-    for avatar in renderer_avatars(renderer):
-        seen = {
-            name: _read(renderer, readers[avatar], sound.waveform, avatar=avatar)
-            for name, sound in (("silence", silence(plan.silence_s)), ("noise", noise(plan.silence_s)))
-        }
-        resting[avatar] = seen["silence"][: len(seen["silence"]) // FPS * FPS].reshape(-1, FPS).mean(1)  # per second
-        found.notes[f"opening of {avatar}"] = {
-            name: {"mean": round(float(values.mean()), 3), "highest": round(float(values.max()), 3)}
-            for name, values in seen.items()
-        }
+    avatars = renderer_avatars(renderer)
+    for avatar in avatars:
+        seen = _read(renderer, readers[avatar], silence(plan.silence_s).waveform, avatar=avatar)
+        resting[avatar] = seen[: len(seen) // FPS * FPS].reshape(-1, FPS).mean(1)  # per second
+        found.notes[f"opening of {avatar} in silence"] = _mean_and_highest(seen)
+    murmur = _read(renderer, readers[avatars[0]], noise(plan.silence_s).waveform, avatar=avatars[0])
+    found.notes[f"opening of {avatars[0]} in noise"] = _mean_and_highest(murmur)
     worst = max(resting, key=lambda avatar: float(resting[avatar].mean()))
     found.verdict.gates.append(mean_gate("opening in silence", f"worst, {worst}", resting[worst], most=MOST_IN_SILENCE))
     talking = act(held_out_clips("espeak-ng", count=1, duration_s=plan.silence_s)[0], seed=0)
-    avatar = renderer_avatars(renderer)[0]
-    read = readers[avatar].read(draw_clip(IDENTITIES[avatar], talking)).opening
+    read = readers[avatars[0]].read(draw_clip(IDENTITIES[avatars[0]], talking)).opening
     found.verdict.controls.append(
         Control("drawn speech", mean_gate("opening in silence", "", read, most=MOST_IN_SILENCE))
     )
     return found
+
+
+def _mean_and_highest(values: Floats) -> dict[str, float]:
+    return {"mean": round(float(values.mean()), 3), "highest": round(float(values.max()), 3)}
 
 
 def _read(renderer: Renderer, reader: MouthReader, waveform: npt.NDArray[np.float32], *, avatar: str) -> Floats:
