@@ -210,6 +210,16 @@ def test_clips_in_one_file_begin_where_it_is_said() -> None:
     assert whole.phonemes == [(0.6, 1.4, "a"), (2.1, 2.9, "a")]
 
 
+def test_a_piece_is_cut_out_with_its_phonemes() -> None:
+    speech, held_out = part("speech"), part("held_out_speech")
+    spoken = speech.Speech(
+        np.arange(48000, dtype=np.float32), [(0.0, 0.9, "a"), (0.9, 1.5, "m"), (2.0, 2.5, "o")], "voice"
+    )
+    piece = held_out.cut(spoken, 1.0, 2.25)
+    assert (piece.waveform[0], len(piece.waveform)) == (16000, 20000)
+    assert piece.phonemes == [(0.0, 0.5, "m"), (1.0, 1.25, "o")]
+
+
 def test_long_pauses_are_found_and_short_ones_are_not() -> None:
     speech, held_out = part("speech"), part("held_out_speech")
     spoken = speech.Speech(np.zeros(48000, np.float32), [(0.6, 1.0, "a"), (1.2, 2.0, "m"), (2.9, 3.0, "a")], "voice")

@@ -44,6 +44,8 @@ FESTIVAL_TO_IPA = FLITE_TO_IPA | {
 _VARIANTS = ("+f5", "+m5", "+m8")
 """Timbres of espeak-ng that no training voice has."""
 _INSTALL = "apt install festival festvox-kdlpc16k festvox-us-slt-hts"
+_MOST_OFFSET_S = 4.0
+"""Longer than a sentence and its pause: a clip begins anywhere in them."""
 _LEVEL = 0.5
 """Peak of every sentence, as in training."""
 
@@ -238,28 +240,37 @@ def _sentences(source: random.Random, voice: str, *, duration_s: float) -> list[
     """Choose enough sentences of the voice's language; nobody says a sentence in less than 1.5 s."""
     language = voice.partition("+")[0].partition("-")[0]
     texts = SENTENCES.get(language, SENTENCES["en"])
-    chosen = source.sample(texts, min(len(texts), int(duration_s / 1.5) + 1))
+    chosen = source.sample(texts, min(len(texts), int((duration_s + _MOST_OFFSET_S) / 1.5) + 1))
     pace, pitch = source.uniform(0.9, 1.15), source.randint(30, 70)
     return [_Sentence(text, voice, pace, pitch) for text in chosen]
 
 
 def _paced(source: random.Random, spoken: Sequence[Speech], *, duration_s: float) -> Speech:
-    """Put sentences after one another, with short and long pauses, until the time is full; cut there.
+    """Put sentences after one another, with short and long pauses; cut a piece out at a random place.
 
-    The first pause is as random as the others: clips that all began in silence would correlate with each other.
+    Clips that all began where a sentence begins would correlate with each other, whoever speaks.
     """
-    parts: list[Speech] = [silence(source.choice([0.0, 0.2, 0.6, 1.0]))]
-    filled_s, place = len(parts[0].waveform) / SAMPLE_RATE, 0
-    while filled_s < duration_s:
+    parts: list[Speech] = []
+    begin_s = source.uniform(0.0, _MOST_OFFSET_S)
+    filled_s, place = 0.0, 0
+    while filled_s < begin_s + duration_s:
         sentence = _trimmed(spoken[place % len(spoken)])
         parts += [sentence, silence(source.choice([0.15, 0.3, 0.8, 1.2]))]
         filled_s += (len(parts[-2].waveform) + len(parts[-1].waveform)) / SAMPLE_RATE
         place += 1
-    whole = join(parts)
-    kept = [
-        (start_s, min(stop_s, duration_s), name) for start_s, stop_s, name in whole.phonemes if start_s < duration_s
+    return cut(join(parts), begin_s, begin_s + duration_s)
+
+
+def cut(speech: Speech, begin_s: float, end_s: float) -> Speech:
+    """Return what is heard between two times."""
+    first = round(begin_s * SAMPLE_RATE)
+    phonemes = [
+        (max(start_s, begin_s) - begin_s, min(stop_s, end_s) - begin_s, name)
+        for start_s, stop_s, name in speech.phonemes
+        if stop_s > begin_s and start_s < end_s
     ]
-    return Speech(whole.waveform[: round(duration_s * SAMPLE_RATE)], kept, whole.voice)
+    samples = round((end_s - begin_s) * SAMPLE_RATE)
+    return Speech(speech.waveform[first : first + samples], phonemes, speech.voice)
 
 
 def _trimmed(sentence: Speech) -> Speech:
