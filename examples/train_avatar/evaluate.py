@@ -416,6 +416,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="as of `edgereels render`: cpu, onnxruntime:CPU, openvino:CPU")
     parser.add_argument("--compute", default="auto", help="as of `edgereels render`: auto, f32, bf16")
     parser.add_argument("--json", action="store_true", help="print everything for machines")
+    parser.add_argument(
+        "--figures", type=Path, metavar="FILE.json", help="write everything for machines beside the table"
+    )
     return parser
 
 
@@ -434,6 +437,8 @@ def main(arguments: list[str] | None = None) -> int:
         checkpoint=chosen.checkpoint,
         reference=renderer(chosen.reference_package) if chosen.reference_package else None,
     )
+    if chosen.figures:
+        chosen.figures.write_text(json.dumps(as_dict(found), indent=1), encoding="utf-8")
     if chosen.json:
         print(json.dumps(as_dict(found)))
     else:
