@@ -308,6 +308,44 @@ def test_the_mouth_counts_most_and_the_eyes_more_than_what_is_still() -> None:
     assert (weight > 3.5).mean() < 0.1  # only the mouth
 
 
+def test_blinks_are_found_where_lids_close_and_become_draws_that_mean_a_blink() -> None:
+    blinking, above = part("filmed_blinks"), part("chance").BLINK_ABOVE
+    small, closed = eyes_that_nod_and_blink()
+    weight = np.ones((192, 192), np.float32)
+    weight[60:84, 50:142], weight[120:140, 70:120] = 3.0, 4.0
+    draws = blinking.blink_draws(small, weight, clips=5)
+    assert draws.shape == (5, 50, 4)
+    for clip, starts in closed.items():
+        wanted = {-(-max(start - 1, 0) // 4) for start in starts}
+        found = {int(latent) for latent in np.flatnonzero(draws[clip, :, 0] > above)}
+        assert len(wanted ^ found) <= 1, (clip, wanted, found)
+    assert np.isnan(draws[..., 1:]).all()  # where the eyes look stays free
+    assert np.isnan(draws[4]).all()  # a clip that wasn't looked at
+
+
+def test_a_face_that_only_nods_has_no_blinks() -> None:
+    small, _ = eyes_that_nod_and_blink(blinks=0)
+    weight = np.ones((192, 192), np.float32)
+    weight[60:84, 50:142], weight[120:140, 70:120] = 3.0, 4.0
+    assert part("filmed_blinks").blink_draws(small, weight, clips=4) is None
+
+
+def eyes_that_nod_and_blink(blinks: int = 4) -> tuple[dict[int, np.ndarray], dict[int, list[int]]]:
+    """Return grey pictures (200, 48, 48) of four clips, and the frames in which lids close."""
+    generator = np.random.default_rng(5)
+    small, closed = dict[int, np.ndarray](), dict[int, list[int]]()
+    texture = generator.normal(150, 30, (80, 48))
+    for clip in range(4):
+        nod = 20 + np.round(3 * np.sin(np.arange(200) / generator.uniform(4, 9))).astype(int)
+        frames = np.stack([texture[at : at + 48] for at in nod]) + generator.normal(0, 2, (200, 48, 48))
+        frames[:, 15:21, 13:35] += 12 * np.sin(np.arange(200) / 5)[:, None, None]
+        starts = sorted(int(start) for start in 10 + np.arange(blinks) * 45 + generator.integers(0, 25, blinks))
+        for start in starts:
+            frames[start : start + 5, 16:20, 14:20] = frames[start : start + 5, 16:20, 28:34] = 230
+        small[clip], closed[clip] = np.clip(frames, 0, 255).astype(np.uint8), starts
+    return small, closed
+
+
 # ── The whole ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -324,7 +362,7 @@ def test_a_folder_of_films_becomes_footage(tmp_path: Path, monkeypatch: pytest.M
     filming.make(out, steps=1)
     made = footage.Footage.open(out)
     assert made.frames.shape == (4, 200, 192, 192, 3)
-    assert (made.faces, made.held_out, made.draws) == (("zoe",) * 4, {1, 3}, None)
+    assert (made.faces, made.held_out) == (("zoe",) * 4, {1, 3})
     assert made.sound.std() > 500
     portrait, weight = made.portraits["zoe"], made.weights["zoe"]
     mouth = weight > 3.5

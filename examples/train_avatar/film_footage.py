@@ -17,7 +17,9 @@ import numpy.typing as npt
 from scipy.ndimage import maximum_filter1d
 
 from . import start
+from .chance import BLINK_ABOVE
 from .film_file import Film, FilmError, open_film, pictures
+from .filmed_blinks import blink_draws
 from .footage import CLIP_FRAMES, CLIP_S, CLIP_SAMPLES, FPS, SIZE, FootageWriter
 from .motion_box import GRID, Box, MotionMaps, find_box, pixel_weight
 
@@ -191,7 +193,7 @@ def _write_face(
     boxes: dict[tuple[int, int], Box],
     training: list[int],
 ) -> None:
-    """Write the weights of the pixels, the portrait, and the picture around it as it was filmed."""
+    """Write the weights of the pixels, the blinks, the portrait, and the picture around it as it was filmed."""
     from PIL import Image
 
     frames = np.load(folder / "footage" / "frames.npy", mmap_mode="r")
@@ -200,6 +202,14 @@ def _write_face(
         small[index] = _small(frames[index])
         maps.add(small[index], clips[index].sound)
     weight = pixel_weight(maps)
+    draws = blink_draws(small, weight, clips=len(clips))
+    if draws is None:
+        _warn("no blinks are seen; the avatar will blink only where its sound tells it to")
+    else:
+        blinks = int((draws[..., 0] > BLINK_ABOVE).sum())
+        per_minute = blinks * 60 / (CLIP_S * len(training))
+        print(f"footage: {blinks} blinks are seen, {per_minute:.0f} a minute; noise will bring 15", flush=True)
+        writer.write_draws(draws)
     index, place = resting_frame(small, {index: clips[index].sound for index in training}, weight)
     clip = clips[index]
     whole = next(islice(pictures(clip.film), clip.first + place, None))

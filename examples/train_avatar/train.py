@@ -33,7 +33,8 @@ DRAWN = {
 """Stage -> function `(folder, *, steps)`, and its number of steps in all."""
 FILMED = {
     "footage": ("film_footage.make", 1),
-    "vae-video": ("train_vae.train_video", 500),
+    "vae-images": ("train_vae.train", 300),
+    "vae-video": ("train_vae.train_video", 400),
     "freeze": ("latents.freeze", 1),
     "latents": ("latents.encode", 10_000),
     "dit": ("train_dit.train", 800),

@@ -35,7 +35,7 @@ def write(folder: Path, *, steps: int) -> None:
     _save(unpermute_rope_rows(dit.state_dict(), train_dit.CONFIG), target / "diffusion_pytorch_model.safetensors")
     footage = Footage.open(folder)
     _write_json(target / "config.json", _dit_config())
-    avatars = _write_pictures(target, footage)
+    avatars = _write_pictures(folder, target, footage)
     filmed = start.videos(folder) is not None
     _write_json(target / "overrides.json", _overrides(avatars, mouth_box(footage), filmed=filmed))
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
@@ -49,8 +49,8 @@ def best_vae(folder: Path) -> train_vae.VideoVae:
     return load_frozen(folder)
 
 
-def _write_pictures(target: Path, footage: Footage) -> dict[str, object]:
-    """Write a picture per face; return the `avatars` of the overrides. Drawn faces get a still with a box."""
+def _write_pictures(folder: Path, target: Path, footage: Footage) -> dict[str, object]:
+    """Write a still per face; return the `avatars` of the overrides."""
     from PIL import Image
 
     avatars: dict[str, object] = {}
@@ -60,8 +60,10 @@ def _write_pictures(target: Path, footage: Footage) -> dict[str, object]:
             Image.fromarray(draw_still(IDENTITIES[name])).save(target / path, optimize=True)
             avatars[name] = {"still": path, "box": list(BOX), "feather": FEATHER}
         else:
-            Image.fromarray(footage.portraits[name]).save(target / path, optimize=True)
-            avatars[name] = path
+            filmed = folder / "footage" / f"still_{name}"
+            box = json.loads(filmed.with_suffix(".json").read_text())["box"]
+            Image.open(filmed.with_suffix(".png")).save(target / path, optimize=True)
+            avatars[name] = {"still": path, "box": box, "feather": (box[2] - box[0]) * FEATHER // (BOX[2] - BOX[0])}
     return avatars
 
 
