@@ -34,8 +34,9 @@ from .speech import Speech
 
 MOST_BYTES = 1_000_000
 """Of a sheet."""
-SHRINKS = ((1.0, None), (1.0, 256), (0.85, 256), (0.7, 256), (0.5, 256))
-"""Scale and colours of a sheet, tried one after the other until it is small enough."""
+SHRINKS = ((1.0, None), (0.8, None), (0.65, None), (1.0, 256), (0.85, 256), (0.7, 256), (0.5, 256))
+"""Scale and colours of a sheet, tried one after the other until it is small enough; fewer colours show steps in soft
+backgrounds that aren't there."""
 _CAPTION = 16
 """Height of a caption, in pixels."""
 _LEAD_FRAMES = 8
