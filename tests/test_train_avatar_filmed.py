@@ -386,3 +386,19 @@ def test_what_is_shown_around_the_box_has_even_sides_and_holds_the_box() -> None
         assert inside.top + inside.side <= still.shape[0]
         assert inside.left + inside.side <= still.shape[1]
         assert np.array_equal(inside.cut(still)[:100, :100], box.cut(picture)[:100, :100])
+
+
+def test_the_stranger_is_nobody_of_the_package_and_comes_as_a_film_with_sound(tmp_path: Path) -> None:
+    pytest.importorskip("skia", reason="drawing needs skia: pip install '.[train]'")
+    drawing, performing = part("draw_stranger"), part("performance")
+    assert drawing.STRANGER not in part("identities").IDENTITIES.values()
+    spoken = part("speech").Speech(speech(1.2), [], "nobody")
+    acted = performing.Performance(np.zeros((30, len(performing.DRIVES)), np.float32), np.zeros(30, np.int64))
+    for index, (rate, layout) in enumerate(drawing.SOUND):
+        path = tmp_path / f"{index}.mp4"
+        drawing.write_video(path, drawing.filmed(acted, seed=index), spoken, index=index)
+        opened = part("film_file").open_film(path)
+        assert (opened.width, opened.height, opened.frames) == (drawing.WIDTH, drawing.HEIGHT, 30), (rate, layout)
+        first = next(part("film_file").pictures(opened))
+        hair = np.abs(first[120, 280].astype(int) - drawing.STRANGER.hair)  # the head is left of the middle
+        assert hair.max() < 70
