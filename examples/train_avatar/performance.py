@@ -90,10 +90,10 @@ def perform(speech: Speech) -> Performance:
     blink = _blinks(talking)
     loud = level * gaussian_filter1d(talking.astype(float), 4)
     brow = np.clip(1.6 * (gaussian_filter1d(loud, 12) - gaussian_filter1d(loud, 60)), -0.3, 0.7)
-    nod = np.clip(1.0 * (gaussian_filter1d(loud, 10) - gaussian_filter1d(loud, 45)), -0.4, 0.4)
-    tilt = np.clip(1.2 * gaussian_filter1d((mouth[:, 1] - 0.15) * talking, 35), -0.22, 0.22)
+    nod = np.clip(0.8 * (gaussian_filter1d(loud, 10) - gaussian_filter1d(loud, 45)), -0.3, 0.3)
+    tilt = np.clip(0.9 * gaussian_filter1d((mouth[:, 1] - 0.15) * talking, 35), -0.16, 0.16)
     opened = mouth[:, 0] * talking
-    turn = np.clip(2.0 * (gaussian_filter1d(opened, 30) - gaussian_filter1d(opened, 120)), -0.28, 0.28)
+    turn = np.clip(1.4 * (gaussian_filter1d(opened, 30) - gaussian_filter1d(opened, 120)), -0.2, 0.2)
     drives = np.column_stack([mouth, blink, brow, nod, tilt, turn, *_looks(talking)])
     frames = -(-len(speech.waveform) * FPS // SAMPLE_RATE)
     # A frame is shown for 40 ms: it shows the middle of them.
@@ -117,7 +117,7 @@ def poses(performance: Performance, draws: npt.NDArray[np.float32], drift: npt.N
         performance.drives.tolist(), lids.tolist(), looks.tolist(), heads.tolist(), drift.tolist(), strict=True
     ):
         jaw, wide, press, blink, brow, nod, tilt, turn, look_x, look_y = drives
-        yaw = turn + 0.25 * head[0]
+        yaw = turn + 0.2 * head[0]
         result.append(
             Pose(
                 jaw=jaw, wide=wide, press=press, blink=max(blink, closed), brow=brow,
@@ -167,10 +167,10 @@ def _level(waveform: npt.NDArray[np.float32], ticks: int) -> npt.NDArray[np.floa
 
 def _mouth(targets: npt.NDArray[np.float64], level: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Blend neighbouring shapes as lips do; quiet sounds open the jaw less."""
-    jaw = gaussian_filter1d(targets[:, 0] * np.clip(0.45 + 0.6 * level, 0, 1.0), 3.5)
+    jaw = gaussian_filter1d(targets[:, 0] * np.clip(0.45 + 0.6 * level, 0, 1.0), 4)
     wide = gaussian_filter1d(targets[:, 1], 5)
     press = targets[:, 2]
-    press = np.maximum(gaussian_filter1d(press, 2), gaussian_filter1d(press, 3.5))
+    press = np.maximum(gaussian_filter1d(press, 2.8), gaussian_filter1d(press, 4))
     return np.column_stack([jaw, wide, np.clip(press, 0, 1)])
 
 

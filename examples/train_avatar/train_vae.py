@@ -23,8 +23,13 @@ from .optimiser import Optimisers
 from .state import SaveClock, save_state
 from .workers import rank
 
-CONFIG = VaeConfig(dim=16, num_res_blocks=0)
+CONFIG = VaeConfig(dim=32, dim_mult=(1, 1, 2, 2), num_res_blocks=0)
+"""Without residual blocks the encoder is `dim` wide throughout, and nothing else limits what it says of movement: with 16
+channels clips stayed at 27 dB where it matters while single frames reached 33. The decoder is as wide as 16 x (2, 2, 4,
+4), 1.2 times the time of 16 x (1, 2, 4, 4)."""
 CROP = 96
+DIVERGENCE = 2e-4
+"""Weight of the posterior's divergence from a normal distribution: less leaves more detail in the latents."""
 MATTERS = 2.5
 """Pixels that weigh more than this count as mouth or eyes in the figures."""
 
@@ -44,8 +49,8 @@ class Phase:
 
 
 PHASES = {
-    "vae_images": Phase("vae_images", video_share=0.0, encoder_trains=True, factor=1.0, final_factor=0.4),
-    "vae_video": Phase("vae_video", video_share=0.75, encoder_trains=True, factor=0.6, final_factor=0.3),
+    "vae_images": Phase("vae_images", video_share=0.0, encoder_trains=True, factor=1.0, final_factor=0.2),
+    "vae_video": Phase("vae_video", video_share=0.75, encoder_trains=True, factor=0.6, final_factor=0.1),
     "vae_decoder": Phase("vae_decoder", video_share=0.8, encoder_trains=False, factor=0.6, final_factor=0.01),
 }
 
@@ -234,7 +239,7 @@ def autoencoder_loss(vae: VideoVae, images: Tensor, weight: Tensor, *, encoder_t
     loss = reconstruction_loss(decoded, images, weight)
     if encoder_trains:
         divergence = 0.5 * (latents.square() + log_variance.exp() - 1 - log_variance).mean()
-        loss = loss + 1e-3 * divergence
+        loss = loss + DIVERGENCE * divergence
     return loss, (decoded.detach() - images).square().mean().item()
 
 
