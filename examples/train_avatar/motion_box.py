@@ -69,7 +69,7 @@ class MotionMaps:
         """Start for grey pictures of a shape (rows, columns)."""
         self.shape = shape
         features, places = len(_LAGS) * (len(_BANDS_HZ) - 1), shape[0] * shape[1]
-        # In two halves: what one half of the clips teaches is judged on the other.
+        # In two halves: what one half of every clip teaches is judged on the other.
         self._own, self._shared = np.zeros((2, features, features)), np.zeros((2, features, places))
         self._quick, self._steps = np.zeros(places), np.zeros(places)
         self.clips, self._counted = 0, 0.0
@@ -80,9 +80,10 @@ class MotionMaps:
         heard = _quick(sound_features(sound))
         seen = _quick(flat)
         counts = fluent(sound)[:, None]
-        half = self.clips % 2
-        self._own[half] += heard.T @ (counts * heard)
-        self._shared[half] += (counts * heard).T @ seen
+        for half, part in enumerate(np.array_split(np.arange(CLIP_FRAMES), 2)):
+            counted = counts[part] * heard[part]
+            self._own[half] += heard[part].T @ counted
+            self._shared[half] += counted.T @ seen[part]
         self._quick += (counts * seen**2).sum(0)
         self._counted += float(counts.sum())
         self._steps += (np.diff(flat, axis=0) ** 2).mean(0)
@@ -95,7 +96,7 @@ class MotionMaps:
 
     @property
     def heard(self) -> Floats:
-        """Levels of quick change that sound foretells, in clips that it wasn't learned from, shape `shape`."""
+        """Levels of quick change that sound foretells, in halves of clips it wasn't learned from, shape `shape`."""
         return np.sqrt(np.maximum(self._foretold(), 0)).reshape(self.shape)
 
     @property
