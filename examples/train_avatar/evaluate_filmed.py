@@ -37,6 +37,7 @@ _REACH = 8
 """Shifts looked at for the lag, in frames either way."""
 _RESAMPLES = 2000
 _CODED_FRAMES = 33
+SHEET_BYTES = 400_000
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
@@ -182,7 +183,7 @@ def write_sheet(footage: Footage, renderer: Renderer, path: Path, *, clips: Sequ
         )
         for frames, caption in zip((filmed, coded, rendered), captions, strict=True):
             rows.append(captioned(list(frames[shown]), caption))
-    save_small(np.concatenate(rows), path)
+    save_small(np.concatenate(rows), path, most_bytes=SHEET_BYTES)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -211,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(verdict.table())
     if chosen.sheet:
-        write_sheet(footage, renderer, chosen.sheet, clips=clips[:2])
+        write_sheet(footage, renderer, chosen.sheet, clips=clips[:1])
     return 0 if verdict.passed else 1
 
 
