@@ -68,10 +68,10 @@ def gaze(draws: Floats, frames: int) -> Floats:
 
 
 def follow(looks: Floats) -> Floats:
-    """Return how far the head has followed the eyes, same shape; it arrives after half a second."""
+    """Return how far the head has followed the eyes, same shape; it arrives after a second."""
     followed = np.zeros_like(looks)
     for frame in range(1, len(looks)):
-        followed[frame] = followed[frame - 1] + 0.18 * (looks[frame - 1] - followed[frame - 1])
+        followed[frame] = followed[frame - 1] + 0.1 * (looks[frame - 1] - followed[frame - 1])
     return followed
 
 

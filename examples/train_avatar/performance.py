@@ -89,11 +89,12 @@ def perform(speech: Speech) -> Performance:
     talking = maximum_filter1d(voiced, 17) > 0  # gaps below 0.16 s are part of the speech
     blink = _blinks(talking)
     loud = level * gaussian_filter1d(talking.astype(float), 4)
-    brow = np.clip(1.6 * (gaussian_filter1d(loud, 12) - gaussian_filter1d(loud, 60)), -0.3, 0.7)
-    nod = np.clip(0.8 * (gaussian_filter1d(loud, 10) - gaussian_filter1d(loud, 45)), -0.3, 0.3)
-    tilt = np.clip(0.9 * gaussian_filter1d((mouth[:, 1] - 0.15) * talking, 35), -0.16, 0.16)
+    brow = np.clip(1.6 * (gaussian_filter1d(loud, 16) - gaussian_filter1d(loud, 70)), -0.3, 0.7)
+    # The head is slow: what moves everywhere at once costs an autoencoder of four frames most.
+    nod = np.clip(1.0 * (gaussian_filter1d(loud, 30) - gaussian_filter1d(loud, 110)), -0.3, 0.3)
+    tilt = np.clip(1.1 * gaussian_filter1d((mouth[:, 1] - 0.15) * talking, 50), -0.16, 0.16)
     opened = mouth[:, 0] * talking
-    turn = np.clip(1.4 * (gaussian_filter1d(opened, 30) - gaussian_filter1d(opened, 120)), -0.2, 0.2)
+    turn = np.clip(1.8 * (gaussian_filter1d(opened, 50) - gaussian_filter1d(opened, 150)), -0.2, 0.2)
     drives = np.column_stack([mouth, blink, brow, nod, tilt, turn, *_looks(talking)])
     frames = -(-len(speech.waveform) * FPS // SAMPLE_RATE)
     # A frame is shown for 40 ms: it shows the middle of them.
