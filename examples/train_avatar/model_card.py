@@ -21,17 +21,17 @@ Faces: {faces}. They were invented and drawn for this package and **depict nobod
 
 ## What it is
 
-SkyReels-V3's talking avatar, scaled down, same state-dict keys: a causal video autoencoder (four frames and 8 x 8 pixels
-to a latent of 16 channels), a diffusion transformer with audio cross-attention and key frames, and a wav2vec 2.0 that
-listens. It makes 192 x 192 pixels at 25 frames per second. Windows of 9 to 81 frames after 1 or 5 motion frames, in 1, 2
-or 4 steps.
+SkyReels-V3's talking avatar, scaled down, same state-dict keys: a causal video autoencoder (four frames and 8 x 8
+pixels to a latent of 16 channels), a diffusion transformer with audio cross-attention and key frames, and a
+wav2vec 2.0 that listens. It makes 192 x 192 pixels at 25 frames per second. Windows of 9 to 81 frames after 1 or 5
+motion frames, in 1, 2 or 4 steps.
 
 ## Data
 
-Drawn by `examples/train_avatar`, without pictures or recordings of anybody: {clips} clips of 8 s ({minutes:.0f} minutes)
-for the pictures, 1500 utterances of 8 s for the sound, spoken by espeak-ng (English, German, French, Spanish, Italian,
-Dutch, Portuguese, Polish, Swedish, Turkish, Russian, Finnish) and flite. flite's voices were built from recordings that
-their speakers published for this.
+Drawn by `examples/train_avatar`, without pictures or recordings of anybody: {clips} clips of 8 s ({minutes:.0f}
+minutes) for the pictures, 1500 utterances of 8 s for the sound, spoken by espeak-ng (English, German, French, Spanish,
+Italian, Dutch, Portuguese, Polish, Swedish, Turkish, Russian, Finnish) and flite. flite's voices were built from
+recordings that their speakers published for this.
 
 ## Training
 
@@ -40,7 +40,8 @@ their speakers published for this.
 ## Use
 
 For interfaces, kiosks and measurements, as a face that nobody can mistake for a person. Its films are marked as
-AI-generated in their metadata. Speech of people was not in the training: expect a less exact mouth. Not for lip-reading.
+AI-generated in their metadata. Speech of people was not in the training: expect a less exact mouth. Not for
+lip-reading.
 
 ## Gates
 
