@@ -66,6 +66,16 @@ def test_a_folder_without_weights_is_no_start(tmp_path: Path) -> None:
         part("start").remember(tmp_path / "out", tmp_path)
 
 
+def test_a_checkpoint_of_another_autoencoder_is_no_start(tmp_path: Path) -> None:
+    (tmp_path / "Wan2.1_VAE.safetensors").touch()
+    (tmp_path / "overrides.json").write_text(
+        json.dumps({"_video_vae": {"dim": 8, "dim_mult": [1], "num_res_blocks": 0}})
+    )
+    with pytest.raises(SystemExit, match=r"'dim': 8.*expected.*--from"):
+        part("start").remember(tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_start_without_a_note_is_none(tmp_path: Path) -> None:
     start = part("start")
     assert start.vae(tmp_path) is None
@@ -85,6 +95,7 @@ def test_the_networks_start_from_the_checkpoint_that_was_noted(tmp_path: Path) -
     given["diffusion_pytorch_model.safetensors"] = unpermute_rope_rows(dit, train_dit.CONFIG)
     for name, tensors in given.items():
         save_file({key: value.contiguous() for key, value in tensors.items()}, str(tmp_path / name))
+    (tmp_path / "overrides.json").write_text(json.dumps({"_video_vae": start.vae_settings()}))
     start.remember(tmp_path / "out", tmp_path, videos=tmp_path, name="me")
     assert start.vae(tmp_path / "out")["conv1.weight"].dtype == torch.float32
     read = start.dit(tmp_path / "out", train_dit.CONFIG)

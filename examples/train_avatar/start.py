@@ -7,6 +7,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -31,6 +32,11 @@ def remember(folder: Path, checkpoint: Path, *, videos: Path | None = None, name
     """Note where the networks of `folder` start, and which videos it learns from, if any."""
     if not (checkpoint / "Wan2.1_VAE.safetensors").is_file():
         raise SystemExit(f"{checkpoint} holds no Wan2.1_VAE.safetensors; expected a checkpoint of this program")
+    stored = json.loads((checkpoint / "overrides.json").read_text())["_video_vae"]
+    if stored != vae_settings():
+        raise SystemExit(
+            f"{checkpoint} has the autoencoder {stored}; expected {vae_settings()}: name another checkpoint with --from"
+        )
     if videos is not None and not videos.is_dir():
         raise SystemExit(f"{videos} is not a folder; expected one with video files")
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,6 +44,13 @@ def remember(folder: Path, checkpoint: Path, *, videos: Path | None = None, name
     if videos is not None:
         noted |= {"videos": str(videos.resolve()), "name": name}
     (folder / START).write_text(json.dumps(noted))
+
+
+def vae_settings() -> dict[str, Any]:
+    """Return the autoencoder's settings as `overrides.json` has them."""
+    from .train_vae import CONFIG
+
+    return {"dim": CONFIG.dim, "dim_mult": list(CONFIG.dim_mult), "num_res_blocks": CONFIG.num_res_blocks}
 
 
 def given(folder: Path) -> bool:

@@ -97,12 +97,11 @@ def _dit_config() -> dict:
 
 
 def _overrides(avatars: dict[str, object], mouth: list[float], *, filmed: bool) -> dict:
-    vae = train_vae.CONFIG
     licence = _LICENCE_FILMED if filmed else _LICENCE
     return {
         "name": next(iter(avatars)) if len(avatars) == 1 else "faces",
         "note": "Trained by examples/train_avatar.",
-        "_video_vae": {"dim": vae.dim, "dim_mult": list(vae.dim_mult), "num_res_blocks": vae.num_res_blocks},
+        "_video_vae": start.vae_settings(),
         "settings": {"window": WINDOW, "motion": MOTION, "drop": DROP, "steps": 1, "shift": 11.0, "fps": FPS},
         "sizes": {"1.00": [SIZE, SIZE]},
         "portraits": "listed",
