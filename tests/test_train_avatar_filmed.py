@@ -2,6 +2,7 @@
 """A face is learned from video files: they are read right, the face is found, what can't be used is named."""
 
 import importlib
+import json
 import struct
 import sys
 from collections.abc import Iterable
@@ -357,7 +358,10 @@ def test_a_folder_of_films_becomes_footage(tmp_path: Path, monkeypatch: pytest.M
     films.mkdir()
     film(films / "a.mp4", duration_s=17, sound=speech(17.0, seed=1), seed=1)
     film(films / "b.mp4", duration_s=16.5, sound=speech(16.5, seed=2), seed=2, fps=30)
-    checkpoint = Path(__file__).parents[1] / "examples" / "train_avatar" / "checkpoint"
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "Wan2.1_VAE.safetensors").touch()
+    (checkpoint / "overrides.json").write_text(json.dumps({"_video_vae": part("start").vae_settings()}))
     part("start").remember(out, checkpoint, videos=films, name="zoe")
     filming.make(out, steps=1)
     made = footage.Footage.open(out)
