@@ -283,6 +283,7 @@ def test_the_box_is_around_the_face_whose_mouth_follows_the_sound() -> None:
     assert abs(box.left + box.side / 2 - 96) < 8  # the mouth's column, far from the middle and from the lamp
 
 
+@pytest.mark.slow
 def test_without_a_mouth_that_follows_the_sound_the_middle_is_taken() -> None:
     box, found = part("motion_box").find_box(maps_of(4, follows=False), width=WIDTH, height=HEIGHT)
     assert not found
@@ -350,6 +351,7 @@ def eyes_that_nod_and_blink(blinks: int = 4) -> tuple[dict[int, np.ndarray], dic
 # ── The whole ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_folder_of_films_becomes_footage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filming, footage = part("film_footage"), part("footage")
     monkeypatch.setattr(filming, "SHORTEST_S", 30)
@@ -392,6 +394,7 @@ def test_what_is_shown_around_the_box_has_even_sides_and_holds_the_box() -> None
         assert np.array_equal(inside.cut(still)[:100, :100], box.cut(picture)[:100, :100])
 
 
+@pytest.mark.slow
 def test_the_stranger_is_nobody_of_the_package_and_comes_as_a_film_with_sound(tmp_path: Path) -> None:
     pytest.importorskip("skia", reason="drawing needs skia: pip install '.[train]'")
     drawing, performing = part("draw_stranger"), part("performance")
