@@ -1,29 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training of the default avatar sees what the runtime will show the network, and its gates can fail."""
 
-import importlib
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
 
 from edgereels.runtime.chunks import mask_array, slice_audio
 from edgereels.runtime.planner import plan
 
+from .train_avatar_parts import part
+
 for needed in ("torch", "skia", "scipy", "cv2"):
     pytest.importorskip(needed, reason=f"the training needs {needed}: pip install '.[train,export]'")
 
 # The codec runs other numbers of frames at a time: two orders of summation of values of order one.
 REORDERED = 2e-5
-
-
-def part(name: str) -> ModuleType:
-    examples = str(Path(__file__).parents[1] / "examples")
-    if examples not in sys.path:
-        sys.path.append(examples)
-    return importlib.import_module(f"train_avatar.{name}")
 
 
 @pytest.mark.parametrize(

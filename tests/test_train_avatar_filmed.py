@@ -4,15 +4,15 @@
 import importlib
 import json
 import struct
-import sys
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+
+from .train_avatar_parts import part
 
 for needed in ("torch", "scipy", "cv2", "av"):
     pytest.importorskip(needed, reason=f"filmed faces need {needed}: pip install '.[train,export,video]'")
@@ -21,13 +21,6 @@ SAMPLE_RATE = 16_000
 WIDTH, HEIGHT = 160, 120
 MOUTH = (64, 80, 84, 108)
 """Top, bottom, left, right of where the mouth of `scene` moves; its head reaches from row 24 to row 96."""
-
-
-def part(name: str) -> ModuleType:
-    examples = str(Path(__file__).parents[1] / "examples")
-    if examples not in sys.path:
-        sys.path.append(examples)
-    return importlib.import_module(f"train_avatar.{name}")
 
 
 def speech(duration_s: float, *, seed: int = 0, rate: int = SAMPLE_RATE) -> np.ndarray:

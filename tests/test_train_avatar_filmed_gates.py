@@ -1,30 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """A filmed face is measured without labels: the mouth is read from movement and sound, and what is wrong misses."""
 
-import importlib
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+
+from .train_avatar_parts import part
 
 for needed in ("torch", "scipy", "cv2", "skia"):
     pytest.importorskip(needed, reason=f"the training needs {needed}: pip install '.[train,export]'")
 
 MOUTH = np.s_[28:36, 18:30]
 """Of pictures of 48 x 48."""
-
-
-def part(name: str) -> ModuleType:
-    examples = str(Path(__file__).parents[1] / "examples")
-    if examples not in sys.path:
-        sys.path.append(examples)
-    return importlib.import_module(f"train_avatar.{name}")
 
 
 def opening(seed: int) -> np.ndarray:

@@ -1,29 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gates of the default avatar: right series pass, and each kind of wrong one is caught by its own gate."""
 
-import importlib
 import json
 import random
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from .train_avatar_parts import part
+
 for needed in ("torch", "skia", "scipy", "cv2"):
     pytest.importorskip(needed, reason=f"the evaluation needs {needed}: pip install '.[train,export]'")
 
 SEAMS = np.isin(np.arange(150) % 24, [5])
-
-
-def part(name: str) -> ModuleType:
-    examples = str(Path(__file__).parents[1] / "examples")
-    if examples not in sys.path:
-        sys.path.append(examples)
-    return importlib.import_module(f"train_avatar.{name}")
 
 
 def a_mouth(seed: int) -> Any:
@@ -68,13 +60,17 @@ def test_key_frames_that_follow_the_sound_are_reported_as_a_control_that_passed(
     assert not gates.Verdict(controls=gates.speech_controls(cheating)).passed
 
 
+def openings(clips: list[Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(clip.rendered.opening, clip.truth.opening) for clip in clips]
+
+
 @pytest.mark.parametrize("frames", [-3, 2, 5], ids=["early", "late", "200 ms late"])
 def test_the_lag_of_a_shifted_mouth_is_read(clips: list[Any], frames: int) -> None:
     gates = part("gates")
     shifted = [
         replace(clip, rendered=gates.Reading(np.roll(clip.truth.opening, frames), clip.truth.width)) for clip in clips
     ]
-    lag, (low, high) = gates.lag_ms(shifted)
+    lag, (low, high) = gates.lag_ms(openings(shifted))
     # The parabola through three points of a correlation that isn't one: a quarter of a frame.
     assert lag == pytest.approx(frames * 40, abs=10)
     assert low <= lag <= high
@@ -90,7 +86,7 @@ def test_half_a_frame_late_is_within_the_limit(clips: list[Any]) -> None:
         )
         for clip in clips
     ]
-    assert gates.lag_ms(between)[0] == pytest.approx(20, abs=6)
+    assert gates.lag_ms(openings(between))[0] == pytest.approx(20, abs=6)
     assert "lag, ms" not in missed(between)
 
 
@@ -98,7 +94,7 @@ def test_a_mouth_that_does_not_move_has_no_correlation_and_no_lag(clips: list[An
     gates = part("gates")
     still = [replace(clip, rendered=gates.Reading(np.full(150, 0.3), clip.truth.width)) for clip in clips]
     assert {"mouth opening, correlation", "lag, ms", "amplitude of the opening, ratio"} <= missed(still)
-    assert np.isnan(gates.lag_ms(still)[0])
+    assert np.isnan(gates.lag_ms(openings(still))[0])
 
 
 def test_lips_of_another_clip_miss_the_width_alone(clips: list[Any]) -> None:

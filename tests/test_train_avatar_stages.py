@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages of the avatar's training go on where they were stopped, and start from what they were told to."""
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -10,15 +9,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from .train_avatar_parts import part
+
 for needed in ("torch", "skia", "scipy", "cv2"):
     pytest.importorskip(needed, reason=f"the training needs {needed}: pip install '.[train,export]'")
-
-
-def part(name: str) -> ModuleType:
-    examples = str(Path(__file__).parents[1] / "examples")
-    if examples not in sys.path:
-        sys.path.append(examples)
-    return importlib.import_module(f"train_avatar.{name}")
 
 
 @pytest.fixture

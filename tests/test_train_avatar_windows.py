@@ -1,23 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training windows are put together as the sampler would show them, for every length."""
 
-import importlib
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
+from .train_avatar_parts import part
+
 for needed in ("torch", "skia", "scipy", "cv2"):
     pytest.importorskip(needed, reason=f"the training needs {needed}: pip install '.[train,export]'")
-
-
-def part(name: str) -> ModuleType:
-    examples = str(Path(__file__).parents[1] / "examples")
-    if examples not in sys.path:
-        sys.path.append(examples)
-    return importlib.import_module(f"train_avatar.{name}")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from edgereels.runtime.metrics import correlation
 from .autoencoder import Autoencoder, package_autoencoder
 from .filmed_mouth import MOUTH, FilmedMouth
 from .footage import CLIP_FRAMES, FPS, Footage
-from .gates import SHIFT_FRAMES, Control, Gate, Verdict, decibels, mean_gate
+from .gates import SHIFT_FRAMES, Control, Gate, Verdict, decibels, lag_ms, mean_gate
 from .rendering import Renderer
 
 LEAST_CORRELATION = 0.6
@@ -33,9 +33,6 @@ LEAST_WHOLE_DB, LEAST_MOUTH_DB = 28.0, 24.0
 STRETCH_FRAMES = 100
 """Correlations are taken over so many frames, 4 s: few clips are held out, and their halves are as good."""
 _PER_CLIP = CLIP_FRAMES // STRETCH_FRAMES
-_REACH = 8
-"""Shifts looked at for the lag, in frames either way."""
-_RESAMPLES = 2000
 _CODED_FRAMES = 33
 SHEET_BYTES = 400_000
 
@@ -59,38 +56,13 @@ def mouth_gates(stretches: Sequence[Stretch], *, about: str) -> list[Gate]:
         [correlation(ours.rendered, theirs.filmed) for ours, theirs in zip(stretches, others, strict=True)]
     )
     amplitude = np.array([each.rendered.std() / max(float(each.filmed.std()), 1e-9) for each in stretches])
-    lag, interval = lag_ms(stretches)
+    lag, interval = lag_ms([(each.rendered, each.filmed) for each in stretches])
     return [
         mean_gate("mouth movement, correlation", about, follows, least=LEAST_CORRELATION),
         Gate("lag, ms", about, lag, interval, least=-MOST_LAG_MS, most=MOST_LAG_MS),
         mean_gate("another clip's sound, correlation", about, wrong, most=MOST_WRONG),
         mean_gate("amplitude of the movement, ratio", about, amplitude, least=AMPLITUDE[0], most=AMPLITUDE[1]),
     ]
-
-
-def lag_ms(stretches: Sequence[Stretch]) -> tuple[float, tuple[float, float]]:
-    """Return by how much the rendered mouth is late, with its 95 % interval: the peak of the mean cross-correlation."""
-    inside = slice(_REACH, -_REACH)
-    table = np.array(
-        [
-            [
-                correlation(each.rendered[at : len(each.filmed) - 2 * _REACH + at], each.filmed[inside])
-                for each in stretches
-            ]
-            for at in range(2 * _REACH + 1)
-        ]
-    )
-    chosen = np.random.default_rng(0).integers(0, len(stretches), (_RESAMPLES, len(stretches)))
-    low, high = np.percentile([_peak_ms(table[:, some].mean(1)) for some in chosen], [2.5, 97.5])
-    return _peak_ms(table.mean(1)), (float(low), float(high))
-
-
-def _peak_ms(means: Floats) -> float:
-    best, fine = int(np.argmax(means)), 0.0
-    if 0 < best < len(means) - 1:  # the parabola through the peak and its neighbours
-        left, middle, right = means[best - 1 : best + 2]
-        fine = 0.5 * (left - right) / min(left - 2 * middle + right, -1e-9)
-    return float((best - _REACH + fine) * 1000 / FPS)
 
 
 def mouth_controls(stretches: Sequence[Stretch]) -> list[Control]:

@@ -176,7 +176,7 @@ def speech_gates(clips: Sequence[Clip], *, about: str) -> list[Gate]:
     width = np.array([correlation(clip.rendered.width, clip.truth.width) for clip in clips])
     wrong = np.array([_wrong(clips, index) for index in range(len(clips))])
     amplitude = np.array([clip.rendered.opening.std() / clip.truth.opening.std() for clip in clips])
-    lag, lag_interval = lag_ms(clips)
+    lag, lag_interval = lag_ms([(clip.rendered.opening, clip.truth.opening) for clip in clips])
     return [
         mean_gate("mouth opening, correlation", about, opening, least=LEAST_OPENING),
         mean_gate("lip width, correlation", about, width, least=LEAST_WIDTH),
@@ -224,18 +224,21 @@ def speech_controls(clips: Sequence[Clip]) -> list[Control]:
     ]  # fmt: skip
 
 
-def lag_ms(clips: Sequence[Clip]) -> tuple[float, tuple[float, float]]:
-    """Return by how much the mouth is late (early: negative): the peak of the mean cross-correlation over clips."""
-    table = np.array([_cross_correlation(clip) for clip in clips])
-    chosen = np.random.default_rng(0).integers(0, len(clips), (_RESAMPLES, len(clips)))
+def lag_ms(pairs: Sequence[tuple[Floats, Floats]]) -> tuple[float, tuple[float, float]]:
+    """Return by how much a mouth is late (early: negative), and its 95 % interval: the mean cross-correlation's peak.
+
+    `pairs` are what was seen and what is true, one value per frame.
+    """
+    table = np.array([_cross_correlation(seen, true) for seen, true in pairs])
+    chosen = np.random.default_rng(0).integers(0, len(table), (_RESAMPLES, len(table)))
     resampled = [_peak_ms(table[rows].mean(0)) for rows in chosen]
     low, high = np.percentile(resampled, [2.5, 97.5])
     return _peak_ms(table.mean(0)), (float(low), float(high))
 
 
-def _cross_correlation(clip: Clip) -> Floats:
+def _cross_correlation(seen: Floats, true: Floats) -> Floats:
     """Return the correlation for every shift from -_REACH to +_REACH frames."""
-    seen, inside = clip.rendered.opening, clip.truth.opening[_REACH:-_REACH]
+    inside = true[_REACH:-_REACH]
     return np.array([correlation(seen[at : at + len(inside)], inside) for at in range(2 * _REACH + 1)])
 
 
