@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgereels.runtime.planner import plan
+
 from .train_avatar_parts import part
 
 for needed in ("torch", "skia", "scipy", "cv2"):
@@ -329,3 +331,23 @@ def test_speed_counts_the_windows_between_the_first_and_the_last() -> None:
 def test_speed_of_too_short_a_clip_is_refused() -> None:
     with pytest.raises(ValueError, match="longer sound"):
         part("speed").steady_stages([{"event": "dit", "pass_index": 0, "start_s": 0.0, "end_s": 1.0}], stride_s=1.0)
+
+
+def test_every_setting_that_is_measured_can_be_planned_and_is_asked_for_by_its_options() -> None:
+    settings = part("settings")
+    for setting in settings.SETTINGS:
+        plan(250, window=setting.window, motion=setting.motion, drop=setting.drop)
+    assert {setting.window for setting in settings.SETTINGS} == {9, 17, 33, 49, 81}
+    assert settings.Setting(9, 1, 0, 2).options == ("--window", "9", "--motion", "1", "--drop", "0", "--steps", "2")
+
+
+def test_a_package_whose_mouth_stays_still_fails_every_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clips: list[Any]
+) -> None:
+    settings = part("settings")
+    follows = [(clip.truth.opening, clip.truth.opening) for clip in clips]
+    still = [(np.full(150, 0.3), clip.truth.opening) for clip in clips]
+    for pairs, code in ((follows, 0), (still, 1)):
+        monkeypatch.setattr(settings, "measure", lambda *_, pairs=pairs, **__: pairs)
+        assert settings.main(["--package", "default"]) == code
+    assert " NO" in capsys.readouterr().out

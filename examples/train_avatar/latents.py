@@ -24,9 +24,9 @@ from .train_vae import load_vae, new_vae
 WINDOW, MOTION, DROP = 33, 5, 4
 """The package's own settings; training sees others too, see `windows`."""
 LONGEST = 81
-STARTS = 14
+STARTS = 8
 """Windows prepared per clip; they begin on multiples of four frames."""
-TAILS = 8
+TAILS = 6
 """Key frames prepared per clip."""
 TAKEN_S = 180
 """A clip that another process began to encode so long ago was abandoned."""

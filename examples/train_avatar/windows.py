@@ -19,7 +19,7 @@ from .latents import MOTION, ClipLatents, load_clip_latents
 
 GRID = 24
 """Rows and columns of a latent frame."""
-BATCHES = {9: (0.08, 12), 17: (0.22, 7), 33: (0.5, 4), 49: (0.1, 3), 81: (0.1, 2)}
+BATCHES = {9: (0.08, 12), 17: (0.42, 7), 33: (0.4, 4), 49: (0.05, 3), 81: (0.05, 2)}
 """Frames of a window -> share of the steps, windows in a batch: about equally much work."""
 CLIP_LATENT_FRAMES = 197
 """Frames of a clip that its latents cover."""
