@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What time it is in a live stream: a clock that only runs forward, and that a test can replace by one it moves itself.
+
+Nothing in a live stream reads the time of day: it jumps when somebody sets it.
+"""
+
+import threading
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Seconds from any origin, never running backwards; safe for any number of threads."""
+
+    def now_s(self) -> float:
+        """Return the reading."""
+        ...
+
+    def wait_until(self, at_s: float, wake: threading.Event | None = None) -> bool:
+        """Sleep until a reading.
+
+        Returns:
+            True when the time had come; False if `wake` was set, also when both hold: a loop that is behind its time
+            still sees that it was asked to end.
+        """
+        ...
+
+
+class MonotonicClock:
+    """The machine's own clock, which nobody sets."""
+
+    def now_s(self) -> float:
+        """Return the reading."""
+        return time.perf_counter()  # time.monotonic moves in steps of 16 ms on Windows
+
+    def wait_until(self, at_s: float, wake: threading.Event | None = None) -> bool:
+        """Sleep until a reading; False if `wake` was set."""
+        while (left_s := at_s - self.now_s()) > 0:
+            if wake is None:
+                time.sleep(left_s)
+            elif wake.wait(min(left_s, threading.TIMEOUT_MAX)):
+                return False
+        return wake is None or not wake.is_set()
