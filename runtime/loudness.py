@@ -40,12 +40,21 @@ def loudness_lufs(samples: npt.NDArray[np.float32], *, sample_rate: int) -> floa
             f"{len(samples)} samples at {sample_rate} Hz are less than {BLOCK_S} s; loudness needs a block"
         )
     energies = _block_energies(samples, sample_rate=sample_rate)
-    loudness = _to_lufs(energies)
+    gated = energies[gate_blocks(energies)]
+    return float(block_loudness(gated.mean())) if len(gated) else float("-inf")
+
+
+def gate_blocks(energies: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Return which blocks count towards the integrated loudness, by their mean squares, shape (blocks,).
+
+    Those above -70 LUFS that lie less than 10 LU below the mean of all above -70 LUFS.
+    """
+    loudness = block_loudness(energies)
     heard = energies[loudness >= _ABSOLUTE_GATE_LUFS]
     if not len(heard):
-        return float("-inf")
-    gate = float(_to_lufs(heard.mean())) + _RELATIVE_GATE_LU
-    return float(_to_lufs(energies[(loudness > gate) & (loudness > _ABSOLUTE_GATE_LUFS)].mean()))
+        return np.zeros(len(energies), dtype=np.bool_)
+    gate = float(block_loudness(heard.mean())) + _RELATIVE_GATE_LU
+    return (loudness > gate) & (loudness > _ABSOLUTE_GATE_LUFS)
 
 
 def normalise_loudness(
@@ -60,6 +69,12 @@ def normalise_loudness(
     if abs(found) > UNMEASURABLE_LUFS:
         return samples
     return samples * np.float32(10 ** ((target_lufs - found) / 20))
+
+
+def block_loudness(energy: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return the loudness in LUFS of K-weighted mean squares; minus infinity for silence."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(_OFFSET_LUFS + 10 * np.log10(energy))
 
 
 def k_weighting(sample_rate: int) -> tuple[Biquad, Biquad]:
@@ -106,11 +121,6 @@ def impulse_response(sample_rate: int) -> npt.NDArray[np.float64]:
 
 def _led_by_one(numerator: list[float], denominator: list[float]) -> Biquad:
     return np.array(numerator) / denominator[0], np.array(denominator) / denominator[0]
-
-
-def _to_lufs(energy: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    with np.errstate(divide="ignore"):
-        return np.asarray(_OFFSET_LUFS + 10 * np.log10(energy))
 
 
 def _block_energies(samples: npt.NDArray[np.float32], *, sample_rate: int) -> npt.NDArray[np.float64]:
