@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A window that shows the newest frame of a live stream, on OpenCV."""
+
+import os
+import socket
+import sys
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from .errors import MissingExtraError, OutputError
+from .live_sinks import LiveSink, Media, SinkClosed
+
+ESCAPE = 27
+CLOSING_KEYS = frozenset({ESCAPE, ord("q"), ord("Q")})
+
+
+class NoDisplayError(OutputError):
+    """There is no screen that a window could be opened on."""
+
+    code = "NO_DISPLAY"
+
+
+class VideoWindow(LiveSink):
+    """Shows the last frame of what it is given; closed by Escape, q or the window's own cross.
+
+    OpenCV wants all its calls from one thread: the one that enters `with`. On Linux and Windows that is a
+    `SinkWorker`'s; on macOS it must be the process's first thread, so call `SinkWorker.run` there.
+    """
+
+    def __init__(self, title: str, *, full_screen: bool = False, module: Any = None) -> None:
+        """Check that a window can be opened; nothing is shown yet.
+
+        Args:
+            title: of the window.
+            full_screen: fill the screen, keeping the picture's proportions.
+            module: what stands for cv2.
+
+        Raises:
+            NoDisplayError: there is no screen. (OpenCV itself would end the process.)
+            MissingExtraError: OpenCV is not installed.
+        """
+        if module is None:
+            check_display()
+            module = import_cv2()
+        self._cv2, self._title, self._full_screen = module, title, full_screen
+        self._sized = False
+        self.closed = False
+        """Whether somebody closed the window."""
+
+    def __enter__(self) -> Self:
+        try:
+            self._cv2.namedWindow(self._title, self._cv2.WINDOW_NORMAL | self._cv2.WINDOW_KEEPRATIO)
+        except self._cv2.error as error:  # a build without windows (opencv-python-headless)
+            reason = str(error).splitlines()[0]
+            raise NoDisplayError(
+                f"OpenCV can't open a window ({reason}); expected a build with windows: pip install opencv-python in "
+                "place of opencv-python-headless"
+            ) from error
+        if self._full_screen:
+            self._cv2.setWindowProperty(self._title, self._cv2.WND_PROP_FULLSCREEN, self._cv2.WINDOW_FULLSCREEN)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(self._cv2.error):  # a window that the user closed is gone already
+            self._cv2.destroyWindow(self._title)
+
+    def write(self, media: Media) -> None:
+        """Show the last of the frames, and look whether the window was closed."""
+        newest = media.frames[-1]
+        if not (self._sized or self._full_screen):
+            height, width = newest.shape[:2]
+            self._cv2.resizeWindow(self._title, width, height)
+        self._sized = True
+        self._cv2.imshow(self._title, self._cv2.cvtColor(newest, self._cv2.COLOR_RGB2BGR))
+        self.idle()
+
+    def idle(self) -> None:
+        """Let the window answer to the user."""
+        pressed = self._cv2.waitKey(1)  # milliseconds, the shortest; also what draws the window
+        gone = self._cv2.getWindowProperty(self._title, self._cv2.WND_PROP_VISIBLE) < 1
+        if gone or (pressed >= 0 and (pressed & 0xFF) in CLOSING_KEYS):
+            self.closed = True
+            raise SinkClosed("the window was closed", code="WINDOW_CLOSED")
+
+
+def check_display() -> None:
+    """Raise `NoDisplayError` where a window would end the process: on Linux without an X server to talk to."""
+    if not sys.platform.startswith("linux"):
+        return
+    display = os.environ.get("DISPLAY", "")
+    if not display:
+        raise NoDisplayError(
+            "DISPLAY is not set; expected a screen to open a window on: start it in a desktop session, or under "
+            "xvfb-run, or leave the window out"
+        )
+    host, _colon, number = display.rpartition(":")
+    if host in ("", "unix") and not _answers(number.partition(".")[0]):
+        raise NoDisplayError(
+            f"no X server answers at DISPLAY={display}; expected the screen of a running desktop session: set DISPLAY "
+            "to it, or leave the window out"
+        )
+
+
+def _answers(number: str) -> bool:
+    """Return whether an X server of this machine takes a connection, by its file or by its abstract name."""
+    for address in (f"/tmp/.X11-unix/X{number}", f"\0/tmp/.X11-unix/X{number}"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, suppress(OSError):
+            probe.settimeout(1.0)
+            probe.connect(address)
+            return True
+    return False
+
+
+def import_cv2() -> Any:
+    """Return OpenCV, or raise `MissingExtraError`."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise MissingExtraError("cv2", extra="live", purpose="showing a window") from error
+    return cv2
