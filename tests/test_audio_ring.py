@@ -74,22 +74,33 @@ def test_stereo_is_refused() -> None:
         ring_of(10).append(np.zeros((3, 2), np.float32))
 
 
+class SlowRing(AudioRing):
+    """Stops in the middle of a write, when the samples have changed and the indices have not."""
+
+    def __init__(self) -> None:
+        super().__init__(0.01, sample_rate=1000)
+        self.written, self.go_on = threading.Event(), threading.Event()
+
+    def _put(self, samples: npt.NDArray[np.float32], *, at: int) -> None:
+        super()._put(samples, at=at)
+        self.written.set()
+        assert self.go_on.wait(5)
+
+
 def test_a_reader_never_sees_a_torn_block() -> None:
-    ring, torn, done = ring_of(64), list[int](), threading.Event()
-
-    def read() -> None:
-        while not done.is_set():
-            stop = ring.stop
-            try:
-                if not np.array_equal(ring.read(max(0, stop - 30), stop), counted(max(0, stop - 30), stop)):
-                    torn.append(stop)
-            except LostSoundError:
-                pass  # the writer was faster
-
-    reader = threading.Thread(target=read)
+    ring, seen = SlowRing(), list[npt.NDArray[np.float32]]()
+    ring.go_on.set()
+    ring.append(counted(0, 10))
+    ring.go_on.clear()
+    ring.written.clear()
+    writer = threading.Thread(target=lambda: ring.append(counted(10, 13)))
+    reader = threading.Thread(target=lambda: seen.append(ring.read(5, 10)))
+    writer.start()
+    assert ring.written.wait(5)
     reader.start()
-    for first in range(0, 10_000, 20):
-        ring.append(counted(first, first + 20))
-    done.set()
-    reader.join()
-    assert not torn
+    reader.join(0.05)
+    assert not seen  # a ring without its lock answers at once
+    ring.go_on.set()
+    writer.join(5)
+    reader.join(5)
+    np.testing.assert_array_equal(seen[0], counted(5, 10))
