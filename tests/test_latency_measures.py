@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of streams whose every time is known."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgereels.benchmarks.latency_measures import counts, figures, measured, occupied_s, span_s, unaccounted
+from edgereels.benchmarks.latency_trace import Chunk, Energy, Frame, Turn
+
+from .latency_traces import CHUNK_S, FPS, chunks_of, lines_of, recorded, with_run
+
+EVEN = [0.4] * 30
+
+
+@pytest.fixture(scope="module")
+def even() -> dict[str, Any]:
+    return figures(recorded(lines_of(EVEN, mb_per_min=2.0)))
+
+
+def test_an_even_stream_has_even_figures(even: dict[str, Any]) -> None:
+    assert (even["chunk_latency_ms"]["min"], even["chunk_latency_ms"]["max"]) == pytest.approx((400, 400))
+    assert even["misses"]["hits"] == even["stalls"]["count"] == even["freezes"]["count"] == 0
+    assert even["real_time_factor_in_total"] == pytest.approx(0.5)
+    assert even["needed_speed"] == pytest.approx(0.5)
+    assert even["chunk_interval_deviation_ms"]["mad"] == pytest.approx(0, abs=1e-9)
+    assert even["look_ahead_ms"]["max"] == pytest.approx(160)
+    assert even["stages_ms"]["denoise"]["p50"]["value"] == pytest.approx(240)
+    assert even["outside_graphs_share"] == pytest.approx(0.05)
+    assert even["unaccounted_share"] == pytest.approx(0, abs=1e-9)
+
+
+def test_sound_before_picture_counts_positive(even: dict[str, Any]) -> None:
+    assert (even["av_offset_ms"]["min"], even["av_offset_ms"]["max"]) == pytest.approx((10, 10))
+    early_picture = figures(recorded(lines_of(EVEN, offset_s=-0.03)))
+    assert early_picture["av_offset_ms"]["max"] == pytest.approx(-30)
+
+
+def test_a_drift_is_found_and_none_is_not(even: dict[str, Any]) -> None:
+    assert even["av_drift_ms_per_h"]["low"] <= 1e-6
+    assert even["av_drift_ms_per_h"]["high"] >= -1e-6
+    lines = lines_of(EVEN)
+    slow = [replace(one, shown_s=one.shown_s + one.media_s * 1e-4) if isinstance(one, Frame) else one for one in lines]
+    assert figures(recorded(slow))["av_drift_ms_per_h"]["value"] == pytest.approx(360, rel=1e-3)
+
+
+def test_memory_that_grows_is_seen(even: dict[str, Any]) -> None:
+    grown = even["memory"]["slope_mb_per_min"]
+    assert grown["low"] <= 2 <= grown["high"]
+    assert grown["value"] == pytest.approx(2, rel=1e-3)
+    assert even["memory"]["peak_bytes"] > 2e8
+
+
+def test_a_stall_of_two_seconds_appears_as_the_misses_that_it_caused() -> None:
+    """The control against coordinated omission: a closed loop would see one slow chunk."""
+    work = [*[0.3] * 20, 2.3, *[0.3] * 20]
+    found = figures(recorded(lines_of(work)))
+    # The stalled chunk is late, and so are those that had to wait for it, until 0.5 s a chunk have caught up.
+    late_ms = [1500, 1000, 500]
+    assert found["misses"]["hits"] == 3
+    assert found["chunk_lateness_ms"]["max"] == pytest.approx(late_ms[0])
+    latencies = sorted((one.ready_s - one.intended_s) * 1000 for one in chunks_of(work))[-4:]
+    assert latencies == pytest.approx([300 + 500, *(800 + late for late in reversed(late_ms))])
+    assert found["stalls"] == {"count": 1, "total_ms": pytest.approx(1500), "longest_ms": pytest.approx(1500)}
+    assert found["freezes"]["count"] == 1
+    closed_loop = [one for one in work if one > CHUNK_S]
+    assert len(closed_loop) == 1
+
+
+def test_a_closed_loop_would_have_hidden_it() -> None:
+    """Each chunk timed from when its work began: the same stream, and all but one miss are gone."""
+    honest = chunks_of([*[0.3] * 20, 2.3, *[0.3] * 20])
+    flattered = [replace(one, intended_s=one.start_s, due_s=one.start_s + 0.8) for one in honest]
+    assert figures(recorded(flattered))["misses"]["hits"] == 1
+    assert figures(recorded(honest))["misses"]["hits"] == 3
+
+
+def test_warm_up_is_reported_apart() -> None:
+    lines = lines_of([5.0, 0.4, *[0.1] * 20])
+    found = recorded(lines, run=with_run(warm_up_chunks=10))
+    assert figures(found)["misses"]["hits"] == 0
+    assert figures(found)["warm_up_work_ms"]["max"] == pytest.approx(5000)
+    assert counts(found)["warm_up_chunks"] == 10
+    assert len(measured(found).frames) == 12 * 20
+    assert figures(recorded(lines, run=with_run(warm_up_chunks=0)))["misses"]["hits"] > 0
+
+
+def test_held_and_dropped_frames_are_missed_and_stall() -> None:
+    frames = [Frame(i / FPS, i / FPS, i / FPS, "speech") for i in range(100)]
+    frames[50:60] = [replace(one, kind="held") for one in frames[50:60]]
+    frames[70] = replace(frames[70], shown_s=None)
+    found = figures(recorded(frames))
+    assert found["missed_frames"]["hits"] == 11
+    assert found["stalls"] == {"count": 2, "total_ms": pytest.approx(440), "longest_ms": pytest.approx(400)}
+    assert counts(recorded(frames))["frames_never_shown"] == 1
+
+
+def test_streams_are_kept_apart() -> None:
+    lines = [*chunks_of(EVEN), *chunks_of([0.7] * 30, stream=1)]
+    found = figures(recorded(lines, run=with_run(streams=2)))
+    assert found["misses"]["n"] == 56
+    assert found["needed_speed"] == pytest.approx(0.875)  # of the slower one
+    assert found["chunk_interval_deviation_ms"]["mad"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_turn_is_told_apart_from_its_look_ahead() -> None:
+    turns = [Turn(float(i), i + 0.4, "turn", 0.25) for i in range(11)] + [Turn(0.0, 3.0, "cold")]
+    found = figures(recorded(turns))["first_frame_ms"]
+    assert found["turn"]["p50"]["value"] == pytest.approx(400)
+    assert found["turn_look_ahead"]["max"] == pytest.approx(250)
+    assert found["turn_beyond_look_ahead"]["max"] == pytest.approx(150)
+    assert (found["cold"]["n"], found["warm"]["n"]) == (1, 0)
+
+
+def test_power_is_given_or_the_reason_why_not() -> None:
+    lines = [Energy(0, 10, 50.0, "RAPL package"), Energy(0, 10, None, None, "the counter is root's")]
+    known, unknown = figures(recorded(lines))["energy"]
+    assert (known["watts"], unknown["watts"], unknown["why_none"]) == (5.0, None, "the counter is root's")
+
+
+def test_a_chunk_holds_up_the_next_only_while_it_is_worked_on() -> None:
+    np.testing.assert_allclose(occupied_s(chunks_of([0.3, 1.5, 0.3])), [0.3, 1.5, 0.3])
+
+
+def test_time_that_nobody_accounts_for_is_found() -> None:
+    whole: Chunk = chunks_of([0.5])[0]
+    assert unaccounted(whole) == pytest.approx(0, abs=1e-9)
+    assert unaccounted(replace(whole, stages={**whole.stages, "denoise": 0.2})) == pytest.approx(0.2)
+
+
+def test_nothing_measured_gives_nothing() -> None:
+    found = figures(recorded([]))
+    assert found["misses"]["share"] is found["needed_speed"] is found["av_drift_ms_per_h"] is None
+    assert span_s(recorded([])) == 0
