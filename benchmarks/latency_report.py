@@ -16,8 +16,8 @@ from .latency_trace_file import Recorded
 from .latency_validity import contention, validity
 
 FORMAT = "edgereels-latency-report/1"
-LOWERED = "quality_lowered"
-"""Event: the machine was too slow, and steps, window or frame rate were given up."""
+QUALITY = "quality"
+"""Event: steps, window or frame rate were given up (its field `is_better` is false) or taken up again."""
 NEAREST = "nearest_live_setting"
 """Event with the field `setting`: which one would be live here, in words."""
 
@@ -57,7 +57,7 @@ def verdict(run: Run, computed: dict[str, Any], events: list[Event]) -> dict[str
     if run.scenario == "file":
         factor = computed["real_time_factor_in_total"]
         return {"live": None, "sentence": f"a second of video takes {factor:.2f} s of work on this machine", **said}
-    lowered = sum(event.name == LOWERED for event in events)
+    lowered = sum(event.name == QUALITY and not event.details.get("is_better", False) for event in events)
     live = not misses["hits"] and not lowered and not computed["stalls"]["count"]
     sentence = _live(run, said) if live else f"not live: {_why_not(computed, lowered)}; {_nearest(events)}"
     return {"live": live, "sentence": sentence + _turns(run, computed), **said}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgereels.benchmarks.latency_report import LOWERED, NEAREST, report_of, write_report
+from edgereels.benchmarks.latency_report import NEAREST, QUALITY, report_of, write_report
 from edgereels.benchmarks.latency_trace import Event, Frame, Turn
 
 from .json_schema import faults
@@ -63,9 +63,10 @@ def test_a_picture_that_stood_is_not_live_even_if_every_chunk_was_there() -> Non
 
 
 def test_lowered_quality_is_told() -> None:
-    lowered = verdict_of([*EVEN, Event(LOWERED, "Q_STEPS", 5.0)])
+    lowered = verdict_of([*EVEN, Event(QUALITY, "S_QUALITY", 5.0, {"is_better": False})])
     assert lowered["live"] is False
     assert "quality was lowered 1 times" in lowered["sentence"]
+    assert verdict_of([*EVEN, Event(QUALITY, "S_QUALITY", 5.0, {"is_better": True})])["live"] is True
 
 
 def test_turns_are_told_with_and_without_look_ahead() -> None:
