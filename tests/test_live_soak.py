@@ -37,6 +37,7 @@ def sprinkled(chunks: int, *, every: int, kinds: list[str], seed: int) -> dict[i
 def test_a_day_of_speech_with_faults(chunks: int) -> None:
     """A/V offset, drift, books and memory, with about three faults in a minute of chunks."""
     plan = sprinkled(chunks, every=25, kinds=[*(kind for kind in KINDS if kind not in ("broken", "disk_full"))], seed=7)
+    # Most errors become underruns: five in ten minutes would end the stream, as they should.
     plan |= {number: Fault("xrun", 0.02) for number, fault in plan.items() if fault.kind == "error" and number % 50}
     live = FakeLive(plan, device_ppm=50)
     live.run(chunks)
@@ -102,6 +103,12 @@ def test_a_device_that_runs_fast_or_slow_takes_the_video_along() -> None:
     assert most_s == pytest.approx(0.72 + 0.2 + CHUNK_S, abs=0.08), "what an hour without a pause adds to the delay"
     true, worst, most_s = microphone_hour(0)
     assert worst == true.counts.stalls == 0 and most_s < 0.2 + CHUNK_S + 0.05
+
+
+def test_video_on_a_clock_of_its_own_would_drift() -> None:
+    """Negative control: 720 ms in an hour are 18 frames."""
+    _, worst, _ = microphone_hour(+200, video_follows=False)
+    assert 17 <= worst <= 19
 
 
 def random_plan(seed: int) -> dict[int, Fault]:
