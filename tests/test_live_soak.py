@@ -85,7 +85,9 @@ def microphone_hour(device_ppm: float, *, video_follows: bool = True) -> tuple[P
         slot = int(media_s * FPS + 1e-6)
         position = slot - round(start_s * FPS)
         if shown.kind == "speech" and 0 <= position < len(samples) // 640:
-            worst = max(worst, abs(number_seen(shown.frame) - number_heard(samples.reshape(-1, 640)[position])))
+            heard = number_heard(samples.reshape(-1, 640)[position])
+            if heard or video_follows:  # silence has no number to compare a drifting picture with
+                worst = max(worst, abs(number_seen(shown.frame) - heard))
         due_s = media_s + 0.2 if due_s is None else due_s
         due_s = line.add(numbered_chunk(1 + number * CHUNK_FRAMES, CHUNK_FRAMES), due_s).stop_s
         most_s = max(most_s, line.queued_s)
