@@ -7,6 +7,7 @@
     ├── CheckpointError     weights on disk that export cannot read or that do not fit the network
     ├── PackageError        a package that is damaged, unlisted, unknown or unsafe; raised before an engine sees a byte
     ├── EngineError         an engine that is missing, refuses a graph, or would have fallen back silently
+    │   └── NotFiniteError      a pass came out as NaN or Inf
     ├── MediaError          a sound or a picture that cannot be used
     ├── NoiseError          recorded draws that do not fit the render
     ├── OutputError         a file that cannot be written
@@ -41,6 +42,10 @@ class PackageError(EdgereelsError):
 
 class EngineError(EdgereelsError):
     """An engine is missing, refuses a graph, or gave something else than what was asked."""
+
+
+class NotFiniteError(EngineError):
+    """A pass of the network came out as NaN or Inf; a live stream loses one chunk over it, a render ends."""
 
 
 class MediaError(EdgereelsError):

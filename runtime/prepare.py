@@ -15,10 +15,10 @@ from .errors import MediaError, PackageError, UsageError
 from .image import clip_pixels, lab_statistics, load_portrait, nearest_size, resize_and_crop, to_unit
 from .manifest import DitSettings, StillEntry, TextSettings
 from .model_package import ModelPackage
+from .passes import Conditions, Floats, Schedule
 from .placement import Placement
 from .sampler import Guidance
 from .still_file import read_still
-from .stream import Conditions, Floats, Schedule
 from .tables import sinusoid
 from .text import embed, padded
 from .timing import Trace
@@ -128,12 +128,11 @@ class Preparation:
         return tables
 
     def conditions(
-        self, sound: Floats, *, prompt: str | None, negative_prompt: str | None, guidance: Guidance, window: int
+        self, *, prompt: str | None, negative_prompt: str | None, guidance: Guidance, window: int
     ) -> Conditions:
         """Return what stays the same for a whole stream.
 
         Args:
-            sound: mono samples at 16 kHz, loudness-normalised.
             prompt: what the key-frame pass shows; None: the avatar's, or the connection prompt.
             negative_prompt: what guidance leads away from; None: the avatar's, or the package's.
             guidance: refused where it needs a network that the package lacks.
@@ -150,7 +149,6 @@ class Preparation:
             portrait=self.portrait,
             reference_mean=mean,
             reference_std=std,
-            audio_features=self.hear(sound),
             prompt=texts.get("prompt"),
             connection=texts.get("connection"),
             negative=texts.get("negative"),
@@ -161,7 +159,11 @@ class Preparation:
         )
 
     def hear(self, sound: Floats) -> Floats:
-        """Return the audio encoder's features of a whole sound, [frames, layers, channels]."""
+        """Return the audio encoder's features of a whole sound, [frames, layers, channels].
+
+        Args:
+            sound: mono samples at 16 kHz, loudness-normalised.
+        """
         settings, own = self._package.manifest.audio, self._package.manifest.settings
         if settings is None:
             raise PackageError(

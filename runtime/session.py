@@ -22,6 +22,7 @@ from .loudness import normalise_loudness
 from .machine import processor_name, usable_cores
 from .model_package import ModelPackage
 from .observe import Observe
+from .passes import Passes
 from .placement import Asked, OnCompile, Placement, check_device
 from .planner import Plan, check_settings, plan
 from .prepare import Preparation, find_avatar
@@ -361,22 +362,22 @@ class AvatarSession:
         if noise is not None:
             draws = RecordedDraws(Path(noise), shapes=_draw_shapes(made, latent, steps=len(sampling.timesteps) - 1))
         self._freeze(made, height=height, width=width)
+        features = preparation.hear(sound)
         conditions = preparation.conditions(
-            sound, prompt=prompt, negative_prompt=negative_prompt, guidance=sampling.guidance, window=sampling.window
+            prompt=prompt, negative_prompt=negative_prompt, guidance=sampling.guidance, window=sampling.window
         )
         with _as_package_error(self.package.name):
             rope = rope_tables(RopeGrid(latent[1], latent[2] // 2, latent[3] // 2), head_dim=preparation.dit.head_dim)
-        stream = Stream(
-            made,
+        passes = Passes(
             engines=self._placement,
             conditions=conditions,
             schedule=preparation.schedule(sampling.timesteps),
             rope=rope,
             guidance=sampling.guidance,
             draws=draws,
-            fps=own.fps,
             trace=trace,
         )
+        stream = Stream(made, passes=passes, features=features, fps=own.fps)
         if around is None:
             return _ReadyStream(stream.chunks(), sound, made.audio_frames, height, width, None)
         chunks = self._on_canvas(stream.chunks(), around, trace=trace)

@@ -1,228 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One stream, pass by pass: condition, denoise, decode, colour, hand over.
+"""One stream of a whole sound, pass by pass, as planned. State between passes: motion frames and key frames."""
 
-Facts: SkyReels-V3 (commit 28c771e), talking-avatar pipeline; own code. What the published code throws away after
-computing it (the dropped tail of a window, most of the key-frame pass's colours) is not computed here.
-"""
+from collections.abc import Iterator
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
-
-from .chunks import KEY_FRAME_REPEATS, KeyFrame, VideoChunk, WindowPlan, mask_array, slice_audio
-from .engine import Array, Engine, held
-from .errors import EngineError
-from .image import clip_pixels
+from .chunks import KeyFrame, VideoChunk, WindowPlan, slice_audio
+from .passes import Floats, Given, Passes
 from .planner import Plan
-from .sampler import Branch, Draws, Guidance, denoise
-from .shapes import LATENT_CHANNELS
-from .timing import Trace
-from .vae_stream import VaeDecoder, VaeEncoder
-
-Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
-class Schedule:
-    """The denoising steps, and what the transformer is told about each of them."""
-
-    timesteps: Floats
-    """[steps + 1] in [0, 1000], falling, ending with 0."""
-    modulation: Floats
-    """[steps, 6, dim]."""
-    head_modulation: Floats
-    """[steps, dim]."""
-
-
-@dataclass(frozen=True, eq=False)
-class Conditions:
-    """What stays the same for a whole stream."""
-
-    portrait: Floats
-    """(3, H, W) RGB in [-1, 1]."""
-    reference_mean: Floats
-    """[3] CIE-Lab mean of the portrait."""
-    reference_std: Floats
-    """[3] CIE-Lab standard deviation of the portrait."""
-    audio_features: Floats
-    """[frames, layers, channels], a row per video frame."""
-    prompt: Floats | None = None
-    """[1, tokens, width] for the key-frame pass; None where the network takes no text."""
-    connection: Floats | None = None
-    """[1, tokens, width] for every window."""
-    negative: Floats | None = None
-    """[1, tokens, width], what guidance leads away from."""
-    image_features: Floats | None = None
-    """[1, tokens, width] of the portrait, where it was prepared."""
-    condition_latents: Floats | None = None
-    """[1, 16, T, h, w] of the key-frame pass, where they were prepared."""
 
 
 class Stream:
-    """Runs the passes of a plan. State between passes: the motion frames, and the key frames of the first pass."""
+    """Runs the passes of a plan."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        *,
-        engines: Mapping[str, Engine],
-        conditions: Conditions,
-        schedule: Schedule,
-        rope: tuple[Floats, Floats],
-        guidance: Guidance,
-        draws: Draws,
-        fps: float,
-        trace: Trace,
-    ) -> None:
+    def __init__(self, plan: Plan, *, passes: Passes, features: Floats, fps: float) -> None:
+        """Begin with the portrait.
+
+        Args:
+            plan: all passes.
+            passes: runs one of them.
+            features: of the whole sound, [frames, layers, channels], a row per video frame.
+            fps: frames per second.
+        """
         self._plan = plan
-        self._engines = engines
-        self._conditions = conditions
-        self._schedule = schedule
-        self._rope = rope
-        self._guidance = guidance
-        self._draws = draws
+        self._passes = passes
+        self._features = features
         self._fps = fps
-        self._trace = trace
-        self._encoder = VaeEncoder(engines["vae_encoder_first"], engines["vae_encoder_next"])
-        self._decoder = VaeDecoder(engines["vae_decoder_first"], engines["vae_decoder_next"])
         self._key_frames: dict[int, KeyFrame] = {}
-        self._motion: Floats = conditions.portrait[None, :, None]
+        self._motion: Floats = passes.conditions.portrait[None, :, None]
 
     def chunks(self) -> Iterator[VideoChunk]:
         """Yield the chunks in order, each as soon as its window is done."""
         wanted = {window.key_frame_index for window in self._plan.windows if window.key_frame_index is not None}
         start_frame = 0
         for window in self._plan.passes:
-            latents = self._denoise_pass(window)
-            pixels = self._finish_pass(window, latents, key_frames_wanted=wanted if window.pass_index == 0 else set())
-            if len(pixels):
+            key_frame = None if window.key_frame_index is None else self._key_frames[window.key_frame_index].pixels
+            given = Given(self._motion, slice_audio(self._features, window), key_frame)
+            is_key_pass = window.pass_index == 0
+            made = self._passes.finish(
+                window,
+                self._passes.denoise(window, given),
+                motion_start=self._motion_start(window),
+                key_frames_wanted=wanted if is_key_pass else frozenset(),
+            )
+            self._key_frames |= {index: KeyFrame(pixels, index) for index, pixels in made.key_frames.items()}
+            if not is_key_pass:
+                self._motion = made.motion
+            if len(made.pixels):
                 is_last = window is self._plan.shown[-1]
                 index = window.pass_index - (0 if self._plan.is_clip else 1)
-                yield VideoChunk(pixels, index, start_frame, start_frame / self._fps, self._fps, is_last)
-                start_frame += len(pixels)
-
-    def _denoise_pass(self, window: WindowPlan) -> Floats:
-        """Return the latents of one pass, [1, 16, T, h, w]."""
-        encoded = self._encode_condition(window)
-        motion = encoded[0, :, : window.motion_latents] if window.motion_latents else None
-        engine = self._engines["dit"]
-        feeds = self._feeds(window, encoded)
-        constant, changes = held(engine, feeds), self._changes(feeds)
-
-        def predict(latents: Floats, step: int, branch: Branch) -> Floats:
-            step_feeds = {
-                "latents": latents,
-                "modulation": self._schedule.modulation[step : step + 1],
-                "head_modulation": self._schedule.head_modulation[step : step + 1],
-            }
-            with self._trace.span("dit", pass_index=window.pass_index, step=step, branch=branch):
-                return engine.run({**constant, **changes[branch], **step_feeds})["velocity"]
-
-        _batch, _channels, frames, height, width = encoded.shape
-        made = denoise(
-            predict,
-            shape=(LATENT_CHANNELS, frames, height, width),
-            timesteps=self._schedule.timesteps,
-            guidance=self._guidance,
-            draws=self._draws,
-            motion=motion,
-        )
-        if not np.isfinite(made).all():
-            raise EngineError(
-                f"pass {window.pass_index} of the stream came out as NaN or Inf; expected finite latents: "
-                "check the package with `edgereels verify`"
-            )
-        return made
-
-    def _changes(self, feeds: Mapping[str, Array]) -> dict[Branch, dict[str, Floats]]:
-        """Return what each branch of guidance is told instead."""
-        if self._guidance.text <= 1 and self._guidance.audio <= 1:
-            return {"cond": {}}
-        silence = {name: np.zeros_like(feeds[name]) for name in ("audio_first", "audio_rest") if name in feeds}
-        negative = {"text": self._conditions.negative} if self._conditions.negative is not None else {}
-        return {"cond": {}, "drop_text": negative, "drop_audio": silence, "uncond": negative | silence}
-
-    def _feeds(self, window: WindowPlan, encoded: Floats) -> dict[str, Array]:
-        """Return the transformer's inputs that stay the same over the steps of a pass."""
-        mask = np.broadcast_to(mask_array(window)[None, :, :, None, None], (1, 4, *encoded.shape[2:]))
-        audio_first, audio_rest = slice_audio(self._conditions.audio_features, window)
-        feeds: dict[str, Array] = {
-            "condition": np.concatenate([mask, encoded], axis=1, dtype=np.float32),
-            "audio_first": np.ascontiguousarray(audio_first),
-            "audio_rest": np.ascontiguousarray(audio_rest),
-            "rope_cos": self._rope[0],
-            "rope_sin": self._rope[1],
-        }
-        text = self._conditions.prompt if window.pass_index == 0 else self._conditions.connection
-        if text is not None:
-            feeds["text"] = text
-        if "image_encoder" in self._engines:
-            feeds["image"] = self._image_features(window)
-        return feeds
-
-    def _image_features(self, window: WindowPlan) -> Floats:
-        """Return the features of the first condition frame: the portrait, or the oldest motion frame."""
-        if window.condition_start is None and self._conditions.image_features is not None:
-            return self._conditions.image_features
-        with self._trace.span("image_encode", pass_index=window.pass_index):
-            return self._engines["image_encoder"].run({"pixels": clip_pixels(self._motion[0, :, 0])})["features"]
-
-    def _encode_condition(self, window: WindowPlan) -> Floats:
-        """Encode the padded clip of a pass: condition frames, mid-grey, the key frame five times."""
-        if window.pass_index == 0 and self._conditions.condition_latents is not None:
-            return self._conditions.condition_latents
-        clip = np.zeros((1, 3, window.window, *self._motion.shape[3:]), dtype=np.float32)
-        clip[:, :, : window.condition_frames] = self._motion[:, :, : window.condition_frames]
-        if window.key_frame_index is not None:
-            clip[:, :, -KEY_FRAME_REPEATS:] = self._key_frames[window.key_frame_index].pixels[None, :, None]
-        with self._trace.span("vae_encode", pass_index=window.pass_index):
-            return self._encoder.encode(clip)
-
-    def _finish_pass(
-        self, window: WindowPlan, latents: Floats, *, key_frames_wanted: set[int]
-    ) -> npt.NDArray[np.uint8]:
-        """Decode what is kept of a pass, match its colours, remember what later passes need; return what is shown."""
-        shown: list[npt.NDArray[np.uint8]] = []
-        kept: list[Floats] = []
-        motion_start = self._motion_start(window)
-        self._decoder.reset()
-        pieces = self._decoder.feed(latents[:, :, : window.decode_latents])
-        at = 0
-        while at < window.kept_frames:
-            with self._trace.span("vae_decode", pass_index=window.pass_index):
-                decoded = next(pieces)
-            # The last piece may reach past what is kept; it is matched whole, in a shape that engines are ready for.
-            stop = min(at + decoded.shape[2], window.kept_frames)
-            emit = _part(at, stop, window.emit_start, window.emit_stop)
-            carry = _part(at, stop, motion_start if window.pass_index > 0 else stop, stop)
-            keys = [index for index in key_frames_wanted if at <= index < stop]
-            if emit or carry or keys:
-                with self._trace.span("finish", pass_index=window.pass_index):
-                    result = self._match_colours(decoded)
-                shown.append(result["pixels"][emit.start : emit.stop])
-                kept.append(result["matched"][:, :, carry.start : carry.stop])
-                for index in keys:
-                    pixels = result["matched"][0, :, index - at].copy()  # a view would keep the whole piece
-                    self._key_frames[index] = KeyFrame(pixels, index)
-            at = stop
-        if window.pass_index > 0:
-            self._motion = np.concatenate(kept, axis=2)
-        return np.concatenate(shown)
+                yield VideoChunk(made.pixels, index, start_frame, start_frame / self._fps, self._fps, is_last)
+                start_frame += len(made.pixels)
 
     def _motion_start(self, window: WindowPlan) -> int:
-        """Return the local frame where the motion frames of the next window begin."""
+        """Return the local frame where the motion frames of the next window begin; past the end where none follow."""
         following = [later for later in self._plan.windows if later.pass_index == window.pass_index + 1]
-        start = following[0].condition_start if following else None
+        start = following[0].condition_start if following and window.pass_index > 0 else None
         return window.kept_frames if start is None else start
-
-    def _match_colours(self, frames: Floats) -> dict[str, Array]:
-        reference = {"reference_mean": self._conditions.reference_mean, "reference_std": self._conditions.reference_std}
-        return self._engines["finish"].run({"frames": np.ascontiguousarray(frames), **reference})
-
-
-def _part(start: int, stop: int, wanted_start: int, wanted_stop: int) -> range:
-    """Return which of the frames from `start` to `stop` lie in another range, counted from `start`; maybe none."""
-    first = max(wanted_start - start, 0)
-    return range(first, max(min(wanted_stop, stop) - start, first))
