@@ -24,7 +24,7 @@ DRAWN = {
     "vae-video": ("train_vae.train_video", 4000),
     "freeze": ("latents.freeze", 1),
     "latents": ("latents.encode", 101),
-    "dit": ("train_dit.train", 1420),
+    "dit": ("train_dit.train", 1900),
     "checkpoint": ("write_checkpoint.write", 1),
 }
 """Stage -> function `(folder, *, steps)`, and its number of steps in all."""
