@@ -225,7 +225,7 @@ def quality(
 
 @pytest.mark.slow
 def test_the_default_way_is_the_best_on_the_embedded_demonstration(embedded: ModelPackage, tmp_path: Path) -> None:
-    """Held-out passes of the whole demonstration at full size, as in docs/calibration.md; measured are 25.8 dB."""
+    """Held-out passes of the whole demonstration at full size, as in docs/calibration.md."""
     made = record(embedded, scratch=tmp_path, threads=1)
     names = tuple(layer.name for layer in find_layers(read_model(embedded.graph_path("dit")), graph="dit"))
     seen = watch(
@@ -244,5 +244,5 @@ def test_the_default_way_is_the_best_on_the_embedded_demonstration(embedded: Mod
         for method in METHODS
     }
     assert max(found, key=found.__getitem__) == METHODS[0] == "mse"
-    assert found["mse"] > 25.0
+    assert found["mse"] > 26.0
     assert BUILT_IN["w8a8"].needs_ranges
