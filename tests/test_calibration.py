@@ -206,11 +206,18 @@ def test_ranges_serve_windows_that_they_were_not_taken_from(
 
 
 def quality(
-    package: ModelPackage, graph: str, output: str, ranges: Ranges, calls: list[Call], *, scratch: Path
+    package: ModelPackage,
+    graph: str,
+    output: str,
+    ranges: Ranges,
+    calls: list[Call],
+    *,
+    scratch: Path,
+    recipe: Recipe = STATIC,
 ) -> float:
-    """Return the signal to noise of a graph in which STATIC quantizes whatever it covers, in decibels."""
+    """Return the signal to noise of a graph in which a recipe quantizes whatever it covers, in decibels."""
     plan = make_plan(
-        STATIC, read_graphs(package), find_range=lambda layer: ranges.of_layers.get((layer.graph, layer.name))
+        recipe, read_graphs(package), find_range=lambda layer: ranges.of_layers.get((layer.graph, layer.name))
     )
     candidates = Candidates(package, plan, library="openvino", scratch=scratch)
     path = candidates.write(candidates.parts)[graph]
@@ -225,7 +232,7 @@ def quality(
 
 @pytest.mark.slow
 def test_the_default_way_is_the_best_on_the_embedded_demonstration(embedded: ModelPackage, tmp_path: Path) -> None:
-    """Held-out passes of the whole demonstration at full size: what docs/calibration.md says of the three ways."""
+    """Held-out passes of the whole demonstration at full size, as in docs/calibration.md."""
     made = record(embedded, scratch=tmp_path, threads=1)
     names = tuple(layer.name for layer in find_layers(read_model(embedded.graph_path("dit")), graph="dit"))
     seen = watch(
@@ -237,12 +244,22 @@ def test_the_default_way_is_the_best_on_the_embedded_demonstration(embedded: Mod
         threads=1,
     )
     held_out = [call for call in made.calls["dit"] if call.pass_index % 2]
+    w8a8 = BUILT_IN["w8a8"]
     found = {
         method: quality(
-            embedded, "dit", "velocity", choose_ranges(seen, method=method), held_out, scratch=tmp_path / method
+            embedded,
+            "dit",
+            "velocity",
+            choose_ranges(seen, method=method),
+            held_out,
+            scratch=tmp_path / method,
+            recipe=w8a8,
         )
         for method in METHODS
     }
     assert max(found, key=found.__getitem__) == METHODS[0] == "mse"
-    assert found["mse"] > 26.0
-    assert BUILT_IN["w8a8"].needs_ranges
+    assert found["mse"] > 30.0  # measured: 32.3
+    # Without the recipe's rule for the first block's feed-forward it is 25.8: the rule has to earn its place.
+    everywhere = quality(embedded, "dit", "velocity", choose_ranges(seen), held_out, scratch=tmp_path / "everywhere")
+    assert found["mse"] > everywhere + 3.0
+    assert w8a8.needs_ranges

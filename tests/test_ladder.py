@@ -153,7 +153,7 @@ def test_a_package_without_avatars_borrows_the_embedded_face(faceless: Path, tmp
     package = ModelPackage.open(root)
     found = climbed(package, package, rungs=("graph",), sound=None)
     assert found.verdict == PASSED and found.counts["windows"] in (2, 3)
-    assert (found.counts["height"], found.counts["width"]) == (128, 128)  # the face's own
+    assert (found.counts["height"], found.counts["width"]) == (192, 192)  # the face's own
     assert climbed(package, package, rungs=("graph",), size=(64, 32)).counts["height"] == 64
 
 

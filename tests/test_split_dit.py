@@ -160,7 +160,7 @@ def test_a_session_that_lacks_memory_runs_in_parts_says_so_and_shows_the_same(
 
     def frames(trace: Trace | None) -> tuple[Array, dict[str, EngineReport]]:
         with AvatarSession.open("default", threads=1, verify="size", device="onnxruntime:CPU") as session:
-            shown = np.concatenate([chunk.frames for chunk in session.stream(audio=sound, trace=trace)])
+            shown = np.concatenate([chunk.frames for chunk in session.stream(audio=sound, trace=trace, size=(64, 64))])
             return shown, session.engine_reports
 
     expected, whole = frames(None)

@@ -161,3 +161,22 @@ def test_a_process_alone_keeps_its_gradients() -> None:
     workers.average_gradients([weight])
     assert workers.rank() == 0
     assert weight.grad.tolist() == [1, 1]
+
+
+def test_a_decoder_whose_values_grew_is_brought_back_to_the_bit() -> None:
+    import torch
+
+    vae, balance = part("train_vae").new_vae().eval(), part("balance")
+    frames = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 3, 9, 32, 32)).astype(np.float32))
+    with torch.no_grad():
+        for level in (1, 3, 5):
+            vae.decoder.upsamples[level].resample[1].weight.mul_(64)
+        latents = vae.encode(frames)
+        expected = vae.decode(latents)
+        levels = range(2, 7, 2)
+        assert max(balance._lengths(vae, frames, levels=levels).values()) > 16_000  # control: float16 would not do
+        balance.balance(vae, frames)
+        assert torch.equal(vae.decode(latents), expected)
+        assert max(balance._lengths(vae, frames, levels=levels).values()) < 64
+        vae.decoder.upsamples[6].residual[6].weight.mul_(2)  # control: anything else that is rescaled shows
+        assert not torch.equal(vae.decode(latents), expected)

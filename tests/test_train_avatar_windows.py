@@ -68,20 +68,6 @@ def test_a_held_out_clip_is_seen_when_it_is_asked_for(folder: Path) -> None:
     assert sorted(part("windows").Windows(folder, held_out=True).clips) == [1]
 
 
-def test_motion_that_the_network_made_is_taken_up(folder: Path) -> None:
-    windows = part("windows").Windows(folder)
-    np.savez(
-        folder / "latents" / "own_0000.npz",
-        starts=np.array([24, 48]), begins=np.full((2, 16, 2, 24, 24), 1, np.float16),
-        motions=np.full((2, 16, 3, 24, 24), 7, np.float16),
-    )  # fmt: skip
-    windows.refresh()
-    batches = [windows.batch(np.random.default_rng(seed), window=33) for seed in range(4)]
-    firsts = {round(float(latents[:, 0].mean())) for batch in batches for latents in batch.condition[:, 4:]}
-    assert 7 in firsts and 2 in firsts
-    (folder / "latents" / "own_0000.npz").unlink()
-
-
 def test_the_weight_of_the_latents_follows_that_of_the_pixels() -> None:
     weight = np.ones((192, 192), np.float32)
     weight[96:104, 40:48] = 4

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Show a package to the eye: drawn truth, through the autoencoder, rendered. A sheet, and a side-by-side video.
 
-    python -m train_avatar.contact_sheet --package P --sheet sheet.png --canvas --video both.mp4
+    python -m train_avatar.contact_sheet --package P --sheet sheet.webp --canvas --video both.mp4
 
 The speech was never heard in training. Columns are moments worth looking at, not random ones. Blinks and glances that
 chance decides fall at other moments in the render than in the drawn truth: nothing tells the network when.
@@ -9,7 +9,8 @@ chance decides fall at other moments in the render than in the drawn truth: noth
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,10 @@ from .speech import Speech
 MOST_BYTES = 1_000_000
 """Of a sheet."""
 SHRINKS = ((1.0, None), (0.8, None), (0.65, None), (1.0, 256), (0.85, 256), (0.7, 256), (0.5, 256))
-"""Scale and colours of a sheet, tried one after the other until it is small enough; fewer colours show steps in soft
-backgrounds that aren't there."""
+"""Scale and colours of a PNG sheet, tried one after the other until it is small enough; fewer colours show steps in
+soft backgrounds that aren't there."""
+WEBP_QUALITIES = (95, 90, 80, 60)
+"""Of a WebP sheet, tried one after the other."""
 _CAPTION = 16
 """Height of a caption, in pixels."""
 _LEAD_FRAMES = 8
@@ -125,23 +128,32 @@ def captioned(pictures: Sequence[Pixels], caption: str) -> Pixels:
 
 
 def save_small(picture: Pixels, path: Path, *, most_bytes: int = MOST_BYTES) -> None:
-    """Write a PNG of at most so many bytes, with fewer colours and pixels where it takes that.
+    """Write a picture of at most so many bytes: WebP by its suffix, else PNG with fewer pixels and colours.
 
     Raises:
-        ValueError: it doesn't fit at half its size either.
+        ValueError: it doesn't fit at its smallest either.
     """
-    for scale, colours in SHRINKS:
-        image = Image.fromarray(picture)
-        if scale < 1:
-            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-        if colours:
-            image = image.quantize(colours, dither=Image.Dither.FLOYDSTEINBERG)
-        image.save(path, optimize=True)
+    for write in _ways(picture, webp=path.suffix == ".webp"):
+        write(path)
         if path.stat().st_size <= most_bytes:
             return
     raise ValueError(
-        f"{path} has {path.stat().st_size} bytes at half its size; expected at most {most_bytes}: show less"
+        f"{path} has {path.stat().st_size} bytes at its smallest; expected at most {most_bytes}: show less"
     )
+
+
+def _ways(picture: Pixels, *, webp: bool) -> Iterator[Callable[[Path], None]]:
+    """Yield ways to write a picture, the best and largest first."""
+    whole = Image.fromarray(picture)
+    if webp:
+        yield from (partial(whole.save, quality=quality, method=6) for quality in WEBP_QUALITIES)
+        return
+    for scale, colours in SHRINKS:
+        size = (round(whole.width * scale), round(whole.height * scale))
+        image = whole.resize(size, Image.Resampling.LANCZOS) if scale < 1 else whole
+        if colours:
+            image = image.quantize(colours, dither=Image.Dither.FLOYDSTEINBERG)
+        yield partial(image.save, optimize=True)
 
 
 def write_video(renderer: Renderer, path: Path, *, seconds: float, canvas: bool) -> None:
@@ -176,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="contact_sheet", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--package", default="default", help="package folder (default: the embedded one)")
     parser.add_argument("--checkpoint", type=Path, help="take the autoencoder from here (default: the package's own)")
-    parser.add_argument("--sheet", type=Path, help="PNG to write, below 1 MB")
+    parser.add_argument("--sheet", type=Path, help="PNG or WebP to write, below 1 MB")
     parser.add_argument("--columns", type=int, default=8, help="moments (default: 8)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of speech per avatar (default: 8)")
     parser.add_argument("--canvas", action="store_true", help="whole stills as well; in the video, instead")

@@ -45,7 +45,7 @@ def freeze(folder: Path, *, steps: int) -> None:
     means, spreads, noise = [], [], []
     with torch.no_grad():
         for index in footage.training[::7]:
-            mean, log_variance = vae.encode_moments(_tensor(footage.frames[index, 40:105]))
+            mean, log_variance = vae.encode_moments(as_clip(footage.frames[index, 40:105]))
             means.append(mean.mean((0, 2, 3, 4)))
             spreads.append(mean.square().mean((0, 2, 3, 4)))
             noise.append(log_variance.exp().mean((0, 2, 3, 4)))
@@ -150,7 +150,7 @@ def _grey_latents(vae: VideoVae) -> npt.NDArray[np.float32]:
 def _portrait_latents(vae: VideoVae, portrait: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Return the latents of a portrait with grey after it, shape (16, 3, h, w)."""
     clip = torch.zeros(1, 3, 9, SIZE, SIZE)
-    clip[:, :, :1] = _tensor(portrait[None])
+    clip[:, :, :1] = as_clip(portrait[None])
     return vae.encode(clip)[0].numpy()
 
 
@@ -165,7 +165,7 @@ def motion_latents(vae: VideoVae, frames: Tensor) -> Tensor:
 def _clip_latents(
     vae: VideoVae, frames: npt.NDArray[np.uint8], generator: np.random.Generator
 ) -> dict[str, npt.NDArray]:
-    clip = _tensor(frames)
+    clip = as_clip(frames)
     possible = np.arange(0, CLIP_FRAMES - WINDOW + 1, 4)
     starts = np.sort(np.append(generator.choice(possible[1:], STARTS - 1, replace=False), 0))
     tail_frames = np.sort(generator.choice(CLIP_FRAMES, TAILS, replace=False))
@@ -184,6 +184,6 @@ def _clip_latents(
     return arrays | {"starts": starts, "tail_frames": tail_frames}
 
 
-def _tensor(frames: npt.NDArray[np.uint8]) -> Tensor:
+def as_clip(frames: npt.NDArray[np.uint8]) -> Tensor:
     """Turn frames (count, h, w, 3) into a clip [1, 3, count, h, w] in [-1, 1]."""
     return torch.from_numpy(frames.astype(np.float32) / 127.5 - 1).permute(3, 0, 1, 2)[None]

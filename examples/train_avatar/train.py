@@ -5,7 +5,7 @@ Without more it draws the faces of the default package. `--videos FOLDER --name 
 with sound instead, starting from the default package's checkpoint. Every stage saves its weights and its step each
 minute and continues from there when it is started again. Two stages may run beside each other as soon as what they need
 is there: `audio` and `footage` need nothing, `vae-images` needs `footage`, `freeze` ends the encoder's training,
-`latents` needs `audio` and `freeze`, `dit` some of the `latents`, `own` a trained `dit`.
+`latents` needs `audio` and `freeze`, `dit` some of the `latents`.
 """
 
 import argparse
@@ -18,16 +18,13 @@ from . import start
 from .workers import run_together
 
 DRAWN = {
-    "audio": ("train_audio.train", 1600),
+    "audio": ("train_audio.train", 1900),
     "footage": ("draw_footage.train", 240),
-    "vae-images": ("train_vae.train", 1000),
-    "vae-video": ("train_vae.train_video", 1200),
+    "vae-images": ("train_vae.train", 2700),
+    "vae-video": ("train_vae.train_video", 4000),
     "freeze": ("latents.freeze", 1),
-    "latents": ("latents.encode", 240),
-    "dit": ("train_dit.train", 2400),
-    "own": ("own_motion.make", 120),
-    "dit-again": ("train_dit.train", 3200),
-    "vae-decoder": ("train_vae.train_decoder", 6000),
+    "latents": ("latents.encode", 101),
+    "dit": ("train_dit.train", 1900),
     "checkpoint": ("write_checkpoint.write", 1),
 }
 """Stage -> function `(folder, *, steps)`, and its number of steps in all."""
@@ -38,7 +35,6 @@ FILMED = {
     "freeze": ("latents.freeze", 1),
     "latents": ("latents.encode", 10_000),
     "dit": ("train_dit.train", 800),
-    "vae-decoder": ("train_vae.train_decoder", 1500),
     "checkpoint": ("write_checkpoint.write", 1),
 }
 """The stages for a face that was filmed: the audio encoder is kept as it is."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the video autoencoder: single frames, then short clips, then the decoder alone behind a frozen encoder.
+"""Train the video autoencoder: single frames, then short clips.
 
 The network is `edgereels.export.vae.VideoVae`, so layout and keys are those of Wan 2.1. What makes it cheap: one
 residual block per level (`num_res_blocks` 0), and in the encoder and at the decoder's two highest resolutions only the
@@ -42,7 +42,6 @@ class Phase:
     name: str
     video_share: float
     """Share of the steps that see clips; the others see single frames."""
-    encoder_trains: bool
     factor: float
     """Of the learning rates at the phase's beginning."""
     final_factor: float
@@ -50,9 +49,8 @@ class Phase:
 
 
 PHASES = {
-    "vae_images": Phase("vae_images", video_share=0.0, encoder_trains=True, factor=1.0, final_factor=0.2),
-    "vae_video": Phase("vae_video", video_share=0.75, encoder_trains=True, factor=0.6, final_factor=0.03),
-    "vae_decoder": Phase("vae_decoder", video_share=0.8, encoder_trains=False, factor=0.6, final_factor=0.01),
+    "vae_images": Phase("vae_images", video_share=0.0, factor=1.0, final_factor=0.2),
+    "vae_video": Phase("vae_video", video_share=0.75, factor=0.6, final_factor=0.03),
 }
 
 
@@ -179,8 +177,6 @@ def train(folder: Path, *, steps: int, phase: str = "vae_images") -> None:
     """Train one phase for `steps` steps in all; starts from the phase before, or from its own last save."""
     plan = PHASES[phase]
     vae = new_vae()
-    for parameter in [*vae.encoder.parameters(), *vae.conv1.parameters()]:
-        parameter.requires_grad_(plan.encoder_trains)
     optimisers = Optimisers(vae, inner=inner_weights(vae), muon_lr=0.02, adam_lr=2e-3)
     path, done = folder / f"{phase}.pt", 0
     earlier = next((p for p in (path, *_before(folder, phase)) if p.exists()), None)
@@ -202,7 +198,7 @@ def train(folder: Path, *, steps: int, phase: str = "vae_images") -> None:
         torch.manual_seed(2 * step + rank())
         batches = Batches(footage, np.random.default_rng([step, len(phase), rank() + 1]))
         images, weight = batches.clips() if video else batches.images()
-        loss, error = autoencoder_loss(vae, images, weight, encoder_trains=plan.encoder_trains)
+        loss, error = autoencoder_loss(vae, images, weight)
         optimisers.step(loss, factor=_factor(step, steps, plan))
         errors.append(error)
         _follow(average, vae, min(0.995, (step + 10) / (step + 100)))
@@ -223,15 +219,8 @@ def train_video(folder: Path, *, steps: int) -> None:
     train(folder, steps=steps, phase="vae_video")
 
 
-def train_decoder(folder: Path, *, steps: int) -> None:
-    """Train the decoder behind the frozen encoder."""
-    train(folder, steps=steps, phase="vae_decoder")
-
-
 def _before(folder: Path, phase: str) -> list[Path]:
-    """Return the states that a phase may start from, best first; the decoder needs the frozen, normalised encoder."""
-    if phase == "vae_decoder":
-        return [folder / "vae_frozen.pt"]
+    """Return the states that a phase may start from, best first."""
     names = list(PHASES)
     return [folder / f"{name}.pt" for name in reversed(names[: names.index(phase)])]
 
@@ -242,22 +231,17 @@ def _factor(step: int, steps: int, plan: Phase) -> float:
     return level * min(1.0, (step + 1) / 50)
 
 
-def autoencoder_loss(vae: VideoVae, images: Tensor, weight: Tensor, *, encoder_trains: bool) -> tuple[Tensor, float]:
+def autoencoder_loss(vae: VideoVae, images: Tensor, weight: Tensor) -> tuple[Tensor, float]:
     """Return the loss of going through the latents and back, and the mean squared error."""
     with torch.autocast("cpu", torch.bfloat16):
-        with torch.set_grad_enabled(encoder_trains):
-            mean, log_variance = vae.encode_moments(images)
+        mean, log_variance = vae.encode_moments(images)
         latents = vae.scale.normalise(mean.float())
         log_variance = log_variance.float() - 2 * vae.scale.std.log()
         log_variance = log_variance.clamp(-12, 4)
-        # Noise makes the decoder forgive the DiT's errors; alone, it is trained with less of it, for sharpness.
-        noise_gain = 1.0 if encoder_trains else 0.6
-        noisy = latents + noise_gain * torch.exp(0.5 * log_variance) * torch.randn_like(latents)
+        noisy = latents + torch.exp(0.5 * log_variance) * torch.randn_like(latents)
         decoded = vae.decode(noisy).float()
-    loss = reconstruction_loss(decoded, images, weight)
-    if encoder_trains:
-        divergence = 0.5 * (latents.square() + log_variance.exp() - 1 - log_variance).mean()
-        loss = loss + DIVERGENCE * divergence
+    divergence = 0.5 * (latents.square() + log_variance.exp() - 1 - log_variance).mean()
+    loss = reconstruction_loss(decoded, images, weight) + DIVERGENCE * divergence
     return loss, (decoded.detach() - images).square().mean().item()
 
 
@@ -267,9 +251,9 @@ def _follow(average: dict[str, Tensor], model: nn.Module, keep: float) -> None:
         average[name].lerp_(value, 1 - keep)
 
 
-def load_vae(folder: Path, *, phase: str | None = None) -> VideoVae:
-    """Return the averaged network of the phase, or of the last one that was begun; not normalised."""
-    paths = [folder / f"{name}.pt" for name in ([phase] if phase else reversed(PHASES))]
+def load_vae(folder: Path) -> VideoVae:
+    """Return the averaged network of the last phase that was begun; not normalised."""
+    paths = [folder / f"{name}.pt" for name in reversed(PHASES)]
     vae = new_vae()
     vae.load_state_dict(torch.load(next(path for path in paths if path.exists()))["average"])
     return vae.eval()

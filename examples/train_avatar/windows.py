@@ -51,7 +51,6 @@ class Windows:
         self.footage = Footage.open(folder)
         self._wanted = self.footage.held_out if held_out else frozenset(self.footage.training)
         self.clips: dict[int, ClipLatents] = {}
-        self.own: dict[int, dict[str, npt.NDArray]] = {}
         with np.load(self.folder / "fixed.npz") as fixed:
             self.grey = fixed["grey"]
             self.portraits = {name: fixed[f"portrait_{name}"] for name in self.footage.portraits}
@@ -59,16 +58,11 @@ class Windows:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the clips that have been encoded since, and the motion frames that the network itself has made."""
+        """Read the clips that have been encoded since."""
         for path in sorted(self.folder.glob("clip_????.npz")):
             index = int(path.stem[5:])
             if index not in self.clips and index in self._wanted:
                 self.clips[index] = load_clip_latents(path)
-        for path in sorted(self.folder.glob("own_????.npz")):
-            index = int(path.stem[4:])
-            if index in self._wanted:
-                with np.load(path) as stored:
-                    self.own[index] = dict(stored)
         self._indices = sorted(self.clips)
 
     def batch(self, generator: np.random.Generator, *, window: int) -> Batch:
@@ -82,20 +76,19 @@ class Windows:
         clip, latent_frames = self.clips[index], 1 + (window - 1) // 4
         kind = generator.random()
         known = 0 if kind < 0.25 else 1 if kind < 0.35 or window < MOTION + 5 else MOTION  # 0: after the portrait
-        source = self.own[index] if index in self.own and known == MOTION and generator.random() < 0.7 else vars(clip)
-        places = np.flatnonzero(source["starts"] + window <= CLIP_LATENT_FRAMES)
+        places = np.flatnonzero(clip.starts + window <= CLIP_LATENT_FRAMES)
         if known == 0:
-            places = self._resting(index, source["starts"], places)
+            places = self._resting(index, clip.starts, places)
         place = int(generator.choice(places))
-        begin = int(source["starts"][place])
+        begin = int(clip.starts[place])
         latents = clip.whole[:, begin // 4 : begin // 4 + latent_frames].astype(np.float32)
-        latents[:, :2] = source["begins"][place]
+        latents[:, :2] = clip.begins[place]
         padded = self.grey[:, np.minimum(np.arange(latent_frames), len(self.grey[0]) - 1)].copy()
         face = self.footage.faces[index]
         if known == 0:
             padded[:, :3] = self.portraits[face]
         else:
-            motions = source["motions"] if known == MOTION else clip.singles
+            motions = clip.motions if known == MOTION else clip.singles
             padded[:, :3] = motions[place] + generator.normal(0, 0.04, padded[:, :3].shape)
         tail = generator.random() < 0.75
         if tail:

@@ -10,11 +10,12 @@ from safetensors.torch import save_file
 
 from edgereels.export.dit_keys import unpermute_rope_rows
 
-from . import start, train_audio, train_dit, train_vae
+from . import start, train_audio, train_dit
+from .balance import balance
 from .face import BOX, draw_still
 from .footage import FPS, SIZE, Footage
 from .identities import IDENTITIES
-from .latents import DROP, MOTION, WINDOW, load_frozen
+from .latents import DROP, MOTION, WINDOW, as_clip, load_frozen
 
 _LICENCE = "Apache-2.0; trained by examples/train_avatar on data that it makes itself"
 _LICENCE_FILMED = "the weights they started from: Apache-2.0; who trained on their own videos adds their own terms"
@@ -30,23 +31,18 @@ def write(folder: Path, *, steps: int) -> None:
     target = folder / "checkpoint"
     (target / "avatars").mkdir(parents=True, exist_ok=True)
     train_audio.write_checkpoint(folder, target / "wav2vec2")
-    _save(best_vae(folder).state_dict(), target / "Wan2.1_VAE.safetensors")
+    footage = Footage.open(folder)
+    vae = load_frozen(folder)
+    balance(vae, as_clip(footage.frames[max(footage.held_out), :9]))
+    _save(vae.state_dict(), target / "Wan2.1_VAE.safetensors")
     dit = train_dit.load_dit(folder)
     _save(unpermute_rope_rows(dit.state_dict(), train_dit.CONFIG), target / "diffusion_pytorch_model.safetensors")
-    footage = Footage.open(folder)
     _write_json(target / "config.json", _dit_config())
     avatars = _write_pictures(folder, target, footage)
     filmed = start.videos(folder) is not None
     _write_json(target / "overrides.json", _overrides(avatars, mouth_box(footage), filmed=filmed))
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"checkpoint: {target}, {size / 1e6:.1f} MB", flush=True)
-
-
-def best_vae(folder: Path) -> train_vae.VideoVae:
-    """Return the frozen encoder with the decoder as trained furthest."""
-    if (folder / "vae_decoder.pt").exists():
-        return train_vae.load_vae(folder, phase="vae_decoder")
-    return load_frozen(folder)
 
 
 def _write_pictures(folder: Path, target: Path, footage: Footage) -> dict[str, object]:
