@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from .clock import Clock
-from .errors import MediaError, MissingExtraError
+from .errors import MediaError
+from .sound_device import import_sounddevice
 from .sound_input import OnEvent, check_format
 from .sources import BLOCK_S, OnBlock, SoundBlock, ThreadedSource
 
@@ -24,24 +25,6 @@ LOST_AFTER_S = 0.5
 
 MOST_WAITING_BLOCKS = 500
 """Blocks (10 s) that wait for a slow callback; then the oldest are dropped and counted as overflows."""
-
-
-def import_sounddevice(*, purpose: str) -> Any:
-    """Return sounddevice.
-
-    Raises:
-        MissingExtraError: it is not installed.
-        MediaError: it is, and PortAudio is not.
-    """
-    try:
-        import sounddevice
-    except ImportError as error:
-        raise MissingExtraError("sounddevice", extra="live", purpose=purpose) from error
-    except OSError as error:
-        raise MediaError(
-            f"{purpose} needs PortAudio, which doesn't load ({error}); expected the library libportaudio2: install it"
-        ) from error
-    return sounddevice
 
 
 class MicrophoneSource(ThreadedSource):

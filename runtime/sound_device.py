@@ -5,18 +5,30 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .errors import MissingExtraError
+from .errors import MediaError, MissingExtraError
 from .frame_queue import OnEvent
 from .silent_clock import SilentClock
 from .speakers import Speakers
 
 
-def import_sounddevice() -> Any:
-    """Return sounddevice, or raise `MissingExtraError`; OSError where its library PortAudio is missing."""
+def import_sounddevice(*, purpose: str = "playing sound") -> Any:
+    """Return sounddevice.
+
+    Args:
+        purpose: what wants it, for the message.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        MediaError: it is, and its library PortAudio is not.
+    """
     try:
         import sounddevice
     except ImportError as error:
-        raise MissingExtraError("sounddevice", extra="live", purpose="playing sound") from error
+        raise MissingExtraError("sounddevice", extra="live", purpose=purpose) from error
+    except OSError as error:
+        raise MediaError(
+            f"{purpose} needs PortAudio, which doesn't load ({error}); expected the library libportaudio2: install it"
+        ) from error
     return sounddevice
 
 
@@ -34,7 +46,7 @@ def open_clock(
     """
     try:
         module = load()
-    except OSError as error:
+    except MediaError as error:
         if on_event is not None:
             told = {"event": "audio_lost", "code": "AUDIO_UNAVAILABLE", "at_s": time.perf_counter()}
             on_event({**told, "reason": str(error)})
