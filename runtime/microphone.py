@@ -23,6 +23,9 @@ BACKOFF_S = (0.5, 1.0, 2.0, 5.0)
 LOST_AFTER_S = 0.5
 """A device that gave nothing for so long is taken for lost: not all of them say so."""
 
+STARTS_WITHIN_S = 3.0
+"""As long a new stream may take until its first block: a sound server wakes the device then."""
+
 MOST_WAITING_BLOCKS = 500
 """Blocks (10 s) that wait for a slow callback; then the oldest are dropped and counted as overflows."""
 
@@ -133,21 +136,21 @@ class MicrophoneSource(ThreadedSource):
 
     def _listen(self, stream: Any, on_block: OnBlock) -> None:
         """Pass blocks on until the device is lost or the source stopped."""
-        heard_s = self._clock.now_s()
+        heard_s, patience_s = self._clock.now_s(), STARTS_WITHIN_S
         while not self._stopping.is_set():
             self._roused.clear()
             is_active = stream.active  # before the queue is emptied: nothing comes after it was seen to have ended
             while self._arrived:
                 block = self._arrived.popleft()
-                heard_s = self._clock.now_s()
+                heard_s, patience_s = self._clock.now_s(), LOST_AFTER_S
                 self._find()
                 on_block(block)
             if self.overflows > self._reported_overflows:
                 self._reported_overflows = self.overflows
                 self._report("AUDIO_OVERFLOW", count=self.overflows)
-            if not is_active or self._clock.now_s() >= heard_s + LOST_AFTER_S:
+            if not is_active or self._clock.now_s() >= heard_s + patience_s:
                 return
-            self._clock.wait_until(heard_s + LOST_AFTER_S, self._roused)
+            self._clock.wait_until(heard_s + patience_s, self._roused)
 
     def _lose(self, reason: str) -> None:
         if self._lost_at_s is None:

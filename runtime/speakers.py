@@ -17,6 +17,8 @@ LOST_AFTER_S = 0.15
 """A device that asks for nothing this long is taken for silent. It asks every `BLOCK_S`."""
 CLOSE_AFTER_S = 1.0
 """After this long it is closed and opened anew; a machine that hung for a moment gets its device back before."""
+STARTS_WITHIN_S = 4.0
+"""As long a new stream may take until it plays: a sound server fills its buffer at once, and then wakes the device."""
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0)
 """Waits between attempts to open a device; the last one is repeated."""
 WATCH_S = 0.05
@@ -79,8 +81,9 @@ class Speakers(SilentClock):
         self._module, self._latency_s, self._device, self._own_thread = module, latency_s, device, own_thread
         self._stream: Any = None
         self._generation = 0
-        self._ended = False
+        self._ended = self._began = False
         self._block: _Block | None = None
+        self._called_at_s: float | None = None
         self._offset_s: float | None = None
         self._last_sign_s = self._try_at_s = 0.0
         self._attempts = 0
@@ -119,7 +122,8 @@ class Speakers(SilentClock):
         with self._lock:
             self._advance()
             now_s = self._now_s()
-            is_dead = self._stream is not None and (self._ended or now_s - self._last_sign_s > CLOSE_AFTER_S)
+            patience_s = CLOSE_AFTER_S if self._began else STARTS_WITHIN_S
+            is_dead = self._stream is not None and (self._ended or now_s - self._last_sign_s > patience_s)
             is_due = self._stream is None and now_s >= self._try_at_s
         if is_dead:
             self._close()
@@ -136,7 +140,8 @@ class Speakers(SilentClock):
         """Open the device; without the lock, which its first call wants."""
         with self._lock:
             self._generation += 1
-            self._ended, self._offset_s, self._last_sign_s = False, None, self._now_s()
+            self._ended = self._began = False
+            self._offset_s, self._called_at_s, self._last_sign_s = None, None, self._now_s()
         stream = None
         try:
             stream = self._module.RawOutputStream(
@@ -165,11 +170,9 @@ class Speakers(SilentClock):
         self._dispose(stream)
 
     def _dispose(self, stream: Any) -> None:
-        if stream is not None:
+        for end in () if stream is None else (stream.abort, stream.close):
             with suppress(self._module.PortAudioError, OSError):
-                stream.abort()
-            with suppress(self._module.PortAudioError, OSError):
-                stream.close()
+                end()
 
     def _unavailable(self, reason: str) -> None:
         """Tell once that there is no device, and wait a little longer before the next attempt."""
@@ -207,14 +210,14 @@ class Speakers(SilentClock):
         """Fill a block; called by the device, in its own thread, before the block is due."""
         with self._lock:
             now_s = self._now_s()
-            if generation != self._generation:
+            if generation != self._generation or not self._plays(now_s):
                 buffer[:] = bytes(len(buffer))
                 return
             heard_at_s = self._heard_at_s(now_s, times)
             if self._block is None:  # it begins to play: as if it had never been away
                 position = self._advance()
                 self._queue.skip_to(round(position + (heard_at_s - now_s) * self._rate))
-                self._attempts, self._lost_told = 0, False
+                self._attempts, self._lost_told, self._began = 0, False, True
                 self._note("audio_playing", "AUDIO_PLAYING", lead_s=heard_at_s - now_s)
             if status and status.output_underflow:
                 self.xruns += 1
@@ -223,6 +226,14 @@ class Speakers(SilentClock):
             self._last_sign_s = now_s
             samples = self._queue.take(count)
         buffer[:] = samples.tobytes()
+
+    def _plays(self, now_s: float) -> bool:
+        """Return whether the device asks as it plays, and not yet to fill its buffer: then calls come without a pause.
+
+        What it holds from before it began would be heard at a time that nobody knows.
+        """
+        before_s, self._called_at_s = self._called_at_s, now_s
+        return self._began or (before_s is not None and now_s - before_s >= BLOCK_S / 2)
 
     def _heard_at_s(self, now_s: float, times: Any) -> float:
         """Return when the block that is asked for will be heard, by our clock."""

@@ -26,6 +26,8 @@ class FakeSoundModule:
         """A device that is still there but asks for nothing."""
         self.underflow_next = False
         self.gives_times = True
+        self.fills_blocks, self.wakes_after_s = 0, 0.0
+        """Blocks that a stream asks for at once when it starts, and how long it sleeps before the next one."""
         self.opened = 0
         self.stream: FakeStream | None = None
         self.played: list[tuple[float, np.ndarray]] = []
@@ -67,6 +69,9 @@ class FakeStream:
 
     def start(self) -> None:
         self.active = True
+        self.due_s = self.module.clock.now_s() + self.module.wakes_after_s
+        for _ in range(self.module.fills_blocks):
+            self._ask(self.settings["blocksize"])
 
     def abort(self) -> None:
         self.active = False

@@ -157,6 +157,21 @@ def test_a_pulled_device_is_noticed_and_opened_again_when_it_is_back(room: Room,
     assert not room.ends
 
 
+def test_a_device_may_take_its_time_before_the_first_block(room: Room) -> None:
+    start(room)
+    room.clock.advance(2.9)
+    room.speak()
+    assert not room.events and len(room.module.streams) == 1
+
+
+def test_a_device_that_never_gives_a_block_is_lost(room: Room) -> None:
+    """Negative control."""
+    start(room)
+    room.clock.advance(3.1)
+    room.until(lambda: bool(room.events))
+    assert room.codes == ["AUDIO_UNAVAILABLE"]
+
+
 def test_a_missing_device_is_tried_again_ever_more_rarely_and_said_once(room: Room) -> None:
     room.module.is_there = False
     start(room)

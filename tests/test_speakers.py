@@ -17,10 +17,11 @@ VOICE = np.random.default_rng(0).uniform(0.2, 0.9, 10 * RATE).astype(np.float32)
 class Scene:
     """Speakers on a fake device with a virtual clock; `run` looks at the position every 10 ms."""
 
-    def __init__(self, *, available: bool = True, **device) -> None:
+    def __init__(self, *, available: bool = True, fills_blocks: int = 0, wakes_after_s: float = 0, **device) -> None:
         self.clock = VirtualClock(100.0)
         self.module = FakeSoundModule(self.clock, **device)
         self.module.available = available
+        self.module.fills_blocks, self.module.wakes_after_s = fills_blocks, wakes_after_s
         self.events: list[dict] = []
         self.speakers = Speakers(
             self.module, RATE, on_event=self.events.append, now_s=self.clock.now_s, own_thread=False
@@ -241,6 +242,30 @@ def test_a_machine_that_hung_for_a_moment_keeps_its_device() -> None:
     assert scene.speakers.playing
     assert scene.module.opened == 1
     assert scene.largest_jump_s() < 0.045
+
+
+@pytest.mark.parametrize("wakes_after_s", [0.0, 0.4, 2.0])
+def test_a_device_that_is_woken_begins_when_it_plays(wakes_after_s: float) -> None:
+    """A sound server asks for its whole buffer at once, and for nothing until the device that slept plays."""
+    scene = Scene(fills_blocks=4, wakes_after_s=wakes_after_s)
+    scene.speakers.write(VOICE, is_last=True)
+    scene.run(4.0)
+    assert scene.codes() == ["AUDIO_PLAYING"]
+    assert scene.module.opened == 1
+    assert scene.largest_jump_s() < 0.045
+    at_s, block = scene.module.played[-1]
+    (index,) = np.flatnonzero(block[0] == VOICE)
+    assert scene.positions[-1] + at_s - scene.clock.now_s() == pytest.approx(index / RATE, abs=0.001)
+
+
+def test_a_device_that_fills_its_buffer_and_never_plays_is_opened_anew() -> None:
+    """Negative control."""
+    scene = Scene(fills_blocks=4, wakes_after_s=1000)
+    scene.run(3.9)
+    assert (scene.module.opened, scene.codes()) == (1, [])
+    scene.run(1.0)
+    assert (scene.module.opened, scene.codes()) == (2, ["AUDIO_UNAVAILABLE"])
+    assert scene.positions[-1] == pytest.approx(4.9, abs=0.001)
 
 
 def test_a_closed_device_that_still_calls_gets_silence() -> None:
