@@ -12,9 +12,11 @@
 
 __version__ = "0.1.0"  # before the imports: what is written into files names it
 
+from .audio import load_speech
 from .avatar import Avatar, read_avatar, write_avatar
 from .canvas import Canvas
 from .chunks import VideoChunk
+from .clock import Clock, MonotonicClock
 from .engine import Engine, open_engine
 from .errors import (
     CheckpointError,
@@ -30,7 +32,7 @@ from .errors import (
     VerificationError,
 )
 from .ladder import climb
-from .machine import processor_name
+from .machine import machine_facts, processor_name, resident_bytes
 from .model_package import ModelPackage
 from .observe import Observe
 from .report import EngineReport, RenderReport
@@ -45,6 +47,7 @@ __all__ = [
     "AvatarSession",
     "Canvas",
     "CheckpointError",
+    "Clock",
     "EdgereelsError",
     "Engine",
     "EngineError",
@@ -52,6 +55,7 @@ __all__ = [
     "MediaError",
     "MissingExtraError",
     "ModelPackage",
+    "MonotonicClock",
     "Mp4Sink",
     "NoiseError",
     "Observe",
@@ -66,8 +70,11 @@ __all__ = [
     "VideoChunk",
     "__version__",
     "climb",
+    "load_speech",
+    "machine_facts",
     "open_engine",
     "processor_name",
     "read_avatar",
+    "resident_bytes",
     "write_avatar",
 ]
