@@ -50,7 +50,8 @@ class VideoWindow(LiveSink):
 
     def __enter__(self) -> Self:
         try:
-            self._cv2.namedWindow(self._title, self._cv2.WINDOW_NORMAL | self._cv2.WINDOW_KEEPRATIO)
+            cv2 = self._cv2  # GUI_NORMAL: no toolbar and no status line, which Qt builds take from the picture's room
+            cv2.namedWindow(self._title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         except self._cv2.error as error:  # a build without windows (opencv-python-headless)
             reason = str(error).splitlines()[0]
             raise NoDisplayError(

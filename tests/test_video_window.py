@@ -16,7 +16,8 @@ class FakeOpenCv:
     """Keeps what was shown; `key` is what the user presses, `visible` whether the window is there."""
 
     error = type("error", (Exception,), {})
-    WINDOW_NORMAL, WINDOW_KEEPRATIO, WND_PROP_FULLSCREEN, WINDOW_FULLSCREEN, WND_PROP_VISIBLE = 0, 0, 0, 1, 4
+    WINDOW_NORMAL, WINDOW_KEEPRATIO, WINDOW_GUI_NORMAL = 0, 0, 16
+    WND_PROP_FULLSCREEN, WINDOW_FULLSCREEN, WND_PROP_VISIBLE = 0, 1, 4
     COLOR_RGB2BGR = 4
 
     def __init__(self, *, key: int = -1, visible: float = 1.0, has_windows: bool = True) -> None:
@@ -26,6 +27,7 @@ class FakeOpenCv:
         self.size: tuple[int, int] | None = None
 
     def namedWindow(self, title: str, flags: int) -> None:  # noqa: N802 - OpenCV's own names
+        assert flags & self.WINDOW_GUI_NORMAL  # with a toolbar the picture would be smaller than the window
         if not self.has_windows:
             raise self.error("The function is not implemented\nmore")
         self.calls.append("open")
