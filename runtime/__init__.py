@@ -32,42 +32,66 @@ from .errors import (
     VerificationError,
 )
 from .ladder import climb
+from .live import Live
+from .live_outputs import Output, to_callback, to_file, to_window
+from .live_reports import GRAPH_STAGES, ChunkMade, ShownMedia
+from .live_settings import LATENCIES, LiveLatency
+from .live_state import State
 from .machine import machine_facts, processor_name, resident_bytes
+from .microphone import MicrophoneSource
 from .model_package import ModelPackage
 from .observe import Observe
+from .playout_types import LatePolicy
+from .push_source import PushSource
 from .report import EngineReport, RenderReport
 from .session import AvatarSession
 from .sinks import ArraySink, Mp4Sink
+from .sources import SoundBlock, Source, StdinSource, WavSource
 from .stream_settings import StreamSettings
 from .timing import Trace
 
 __all__ = [
+    "GRAPH_STAGES",
+    "LATENCIES",
     "ArraySink",
     "Avatar",
     "AvatarSession",
     "Canvas",
     "CheckpointError",
+    "ChunkMade",
     "Clock",
     "EdgereelsError",
     "Engine",
     "EngineError",
     "EngineReport",
+    "LatePolicy",
+    "Live",
+    "LiveLatency",
     "MediaError",
+    "MicrophoneSource",
     "MissingExtraError",
     "ModelPackage",
     "MonotonicClock",
     "Mp4Sink",
     "NoiseError",
     "Observe",
+    "Output",
     "OutputError",
     "PackageError",
+    "PushSource",
     "RenderReport",
+    "ShownMedia",
+    "SoundBlock",
+    "Source",
+    "State",
+    "StdinSource",
     "Stopped",
     "StreamSettings",
     "Trace",
     "UsageError",
     "VerificationError",
     "VideoChunk",
+    "WavSource",
     "__version__",
     "climb",
     "load_speech",
@@ -76,5 +100,8 @@ __all__ = [
     "processor_name",
     "read_avatar",
     "resident_bytes",
+    "to_callback",
+    "to_file",
+    "to_window",
     "write_avatar",
 ]

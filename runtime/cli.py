@@ -31,6 +31,9 @@ SUMMARIES = {
     "quantize": "store and compute a package in fewer bits, and prove the cost",
     "avatar": "prepare one identity for a package",
     "render": "sound and a face in, video out",
+    "live": "sound in while video comes out: microphone, file or pipe; window, speakers or file",
+    "bench": "measure how late frames are, and show it",
+    "plan": "say which live settings this machine can hold",
     "demo": "render a bundled clip with the embedded avatar",
     "doctor": "say whether a package can run here, on what, and what would be faster",
 }

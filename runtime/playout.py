@@ -121,6 +121,27 @@ class Playout:
         self._tell()
         return start / self._fps, samples
 
+    def ahead(self, media_s: float, count: int) -> list[Shown]:
+        """Return what will be on in the `count` slots before a media time if no more chunks come; nothing is counted.
+
+        Slots that have passed are those that were on last.
+        """
+        with self._lock:
+            stop = max(round(media_s * self._fps), self._seen + 1)
+            return [self._line.look(max(slot, self._seen, 0)) for slot in range(stop - count, stop)]
+
+    def expect(self, media_s: float, *, utterance: int) -> float:
+        """Let what is on just before a media time stay on until the first chunk of an utterance comes.
+
+        Returns:
+            When that chunk is due: then, or behind what is queued.
+        """
+        with self._lock:
+            due = max(round(media_s * self._fps), self._tail)
+            if utterance > self._cut_off:
+                self._line.wait(max(due, self._decided), utterance=utterance)
+            return due / self._fps
+
     def interrupt(self, media_s: float, *, through_utterance: int | None = None) -> Shown:
         """Drop everything after the frame that is on; nothing more of the interrupted utterances is taken.
 

@@ -73,6 +73,12 @@ class Timeline:
         utterance, face, index = before.utterance, before.face, before.face_index
         self._spans.append(Span(start, stop, None, sound, start, utterance, 0, face, index, rest_from, missing))
 
+    def wait(self, slot: int, *, utterance: int) -> None:
+        """From a slot on, hold what is on just before it: frames of an utterance are missing there until they come."""
+        before = self.look(slot - 1) if slot else None
+        frame, index = (self._rest[0], 0) if before is None else (before.frame, before.index)
+        self._spans.append(Span(slot, slot, None, None, slot, utterance, 0, frame, index, slot + self._hold, slot))
+
     def cut(self, slot: int, now: Shown) -> int:
         """Throw away what comes after a slot in which `now` is on; return how many frames that were.
 

@@ -13,7 +13,7 @@ from .avatar import Avatar, read_avatar
 from .canvas import Canvas
 from .errors import MediaError, PackageError, UsageError
 from .image import clip_pixels, lab_statistics, load_portrait, nearest_size, resize_and_crop, to_unit
-from .manifest import DitSettings, StillEntry, TextSettings
+from .manifest import AudioSettings, DitSettings, StillEntry, TextSettings
 from .model_package import ModelPackage
 from .passes import Conditions, Floats, Schedule
 from .placement import Placement
@@ -104,6 +104,21 @@ class Preparation:
         return self._package.manifest.dit
 
     @property
+    def hearing(self) -> AudioSettings:
+        """How the audio encoder takes sound; raises `PackageError` where there is none, or it wants another rate."""
+        settings, rate = self._package.manifest.audio, self._package.manifest.settings.sample_rate
+        if settings is None:
+            raise PackageError(
+                f"{self._package.name} has no audio encoder; export the checkpoint again without leaving that out"
+            )
+        if rate != speech.SAMPLE_RATE:
+            raise PackageError(
+                f"{self._package.name} hears sound at {rate} Hz; this build brings it to {speech.SAMPLE_RATE} Hz: "
+                "export the checkpoint with an encoder for that rate"
+            )
+        return settings
+
+    @property
     def _text(self) -> TextSettings | None:
         return self._package.manifest.text
 
@@ -164,31 +179,22 @@ class Preparation:
         Args:
             sound: mono samples at 16 kHz, loudness-normalised.
         """
-        settings, own = self._package.manifest.audio, self._package.manifest.settings
-        if settings is None:
-            raise PackageError(
-                f"{self._package.name} has no audio encoder; export the checkpoint again without leaving that out"
-            )
+        settings, own = self.hearing, self._package.manifest.settings
         waveform = speech.encoder_input(sound) if settings.normalise else sound
-        if own.sample_rate != speech.SAMPLE_RATE:
-            raise PackageError(
-                f"{self._package.name} hears sound at {own.sample_rate} Hz; this build brings it to "
-                f"{speech.SAMPLE_RATE} Hz: export the checkpoint with an encoder for that rate"
-            )
-        encoder = self._engines["audio_encoder"]
         pieces: list[Floats] = []
         for segment in speech.encode_segments(len(sound), fps=own.fps, whole_s=own.max_offline_s):
             samples = waveform[segment.start_sample : segment.stop_sample]
-            positions = speech.encoder_positions(
-                len(samples),
-                segment.frames,
-                kernels=settings.conv_kernels,
-                strides=settings.conv_strides,
-            )
-            with self._trace.span("audio_encode"):
-                features = encoder.run({"waveform": samples[None], "positions": positions})["features"]
-            pieces.append(features[segment.keep_start : segment.keep_stop])
+            pieces.append(self.encode_speech(samples, frames=segment.frames)[segment.keep_start : segment.keep_stop])
         return np.concatenate(pieces)
+
+    def encode_speech(self, samples: Floats, *, frames: int) -> Floats:
+        """Return the features of some sound as the encoder takes it, [frames, layers, channels], spread over it."""
+        settings = self.hearing
+        positions = speech.encoder_positions(
+            len(samples), frames, kernels=settings.conv_kernels, strides=settings.conv_strides
+        )
+        with self._trace.span("audio_encode"):
+            return self._engines["audio_encoder"].run({"waveform": samples[None], "positions": positions})["features"]
 
     def schedule(self, timesteps: Floats) -> Schedule:
         """Return the modulation of each step: from the package's table where it has these timesteps, else computed."""

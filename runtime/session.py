@@ -3,21 +3,26 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from .audio import SAMPLE_RATE, check_speech, load_speech, video_frame_count
+from .audio import FPS, SAMPLE_RATE, check_speech, load_speech, video_frame_count
 from .avatar import Avatar, write_avatar
 from .canvas import Canvas, check_shape
 from .chunks import VideoChunk
 from .engine import COMPUTE_CHOICES
 from .errors import EdgereelsError, PackageError, UsageError
+from .live import Live
+from .live_outputs import Output
+from .live_reports import ChunkMade
+from .live_room import LiveRoom
+from .live_settings import lesser_settings, live_settings
 from .loudness import normalise_loudness
 from .machine import processor_name, usable_cores
 from .model_package import ModelPackage
@@ -25,12 +30,14 @@ from .observe import Observe
 from .passes import Passes
 from .placement import Asked, OnCompile, Placement, check_device
 from .planner import Plan, check_settings, plan
+from .playout_types import LatePolicy
 from .prepare import Preparation, find_avatar
 from .render_files import check_targets
 from .report import EngineReport, RenderReport
 from .sampler import Draws, RecordedDraws, SeededDraws, draw_shapes
 from .shapes import LATENT_CHANNELS, VAE_STRIDE, StreamSize, encoder_shapes, stream_shapes
 from .sinks import ArraySink, LinesSink, Mp4Sink, Sink, import_av
+from .sources import Source
 from .stream import Stream
 from .stream_settings import StreamSettings, as_usage, check_size
 from .tables import RopeGrid, rope_tables
@@ -270,6 +277,85 @@ class AvatarSession:
                 lines.finish()  # like the others before any of them gets its name: a disk may be full only now
         return report
 
+    def live(
+        self,
+        *,
+        latency: str = "balanced",
+        avatar: str | Path | Avatar | None = None,
+        canvas: bool | None = None,
+        seed: int | None = None,
+        source: Source | None = None,
+        outputs: Sequence[Output] = (),
+        speakers: bool | int | str = False,
+        late: LatePolicy | None = None,
+        ends: Literal["mark", "silence"] | None = None,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+        on_chunk: Callable[[ChunkMade], None] | None = None,
+    ) -> Live:
+        """Return a live stream: sound arrives while frames leave. It runs inside `with`.
+
+        Args:
+            latency: low, balanced or quality: windows of 17, 33 or 81 frames, see `Live.latency`.
+            avatar: as of `stream`.
+            canvas: as of `stream`.
+            seed: of the random draws; default 42.
+            source: where sound comes from; default: the program pushes it.
+            outputs: where frames and sound go to: `to_window`, `to_file`, `to_callback`, any number.
+            speakers: play the sound, on the default device (True) or one by its number or name, which is the master
+                clock then. Otherwise the machine's own clock is, and nothing is heard.
+            late: what becomes of late frames; default: they are shown late, and the rest moves with them.
+            ends: how utterances end: `mark`, by the program, or `silence`, by their level. Default: mark for pushed
+                sound, silence for any other source.
+            on_event: called with every event, see docs/embedding.md; from any thread.
+            on_chunk: called with every chunk that was made, from the thread that makes them.
+
+        Raises:
+            PackageError: the package lacks something that this needs.
+            UsageError: an unknown word, or a canvas that is not there.
+        """
+        with as_usage():
+            draws_seed = DEFAULT_SEED if seed is None else seed
+            SeededDraws(draws_seed)
+        own = self.package.manifest.settings
+        wanted = live_settings(latency, own)
+        if own.fps != FPS:
+            raise UsageError(
+                f"{self.package.name} makes {own.fps} frames per second; a live stream has {FPS}: render it"
+            )
+        self.package.require("audio_encoder", "vae_encoder", "vae_decoder", "dit", "finish")
+        face = find_avatar(self.package, avatar=avatar)
+        if canvas and face.canvas is None:
+            _canvas(face, wanted=True, asked_size=None, size=(0, 0))  # says so
+        room = LiveRoom(
+            self.package,
+            face,
+            settings=(wanted, *lesser_settings(wanted, own)),
+            seed=draws_seed,
+            canvas_of=lambda size: _canvas(face, wanted=canvas, asked_size=None, size=size),
+            placement=self._placement_for_live,
+            release=self._busy.release,
+            on_compile=self._on_compile,
+        )
+        return Live(
+            room,
+            source=source,
+            outputs=outputs,
+            speakers=speakers,
+            late=late,
+            ends=ends,
+            on_event=on_event,
+            on_chunk=on_chunk,
+        )
+
+    def _placement_for_live(self, anew: bool) -> Placement:
+        """Return the engines for a live stream, which keeps other streams out; `anew`: after a fault."""
+        if anew:
+            self._placement.close()
+            self._placement = Placement(self.package, self._asked)
+        elif not self._busy.acquire(blocking=False):
+            raise _already_running()
+        return self._placement
+
     def prepare_avatar(
         self,
         image: str | Path,
@@ -410,7 +496,7 @@ class AvatarSession:
                 fps=package.manifest.settings.fps,
                 sound=ready.sound,
                 sample_rate=SAMPLE_RATE,
-                comment=f"AI-generated by edgereels with the package {package.manifest.name} sha256:{package.digest}",
+                comment=self.package.credit,
                 threads=self._placement.threads,
             )
 

@@ -61,7 +61,7 @@ class Speakers(SilentClock):
         on_event: OnEvent | None = None,
         now_s: Callable[[], float] = time.perf_counter,
         limit_s: float = 30.0,
-        latency_s: float = 0.06,
+        latency_s: float = 0.08,
         device: int | str | None = None,
         own_thread: bool = True,
     ) -> None:
@@ -73,7 +73,8 @@ class Speakers(SilentClock):
             on_event: told `audio_playing`, `audio_lost` (AUDIO_UNAVAILABLE, once until it is back), `xrun`, `underrun`.
             now_s: clock reading in seconds, never running backwards.
             limit_s: most sound that is queued, seconds.
-            latency_s: what the device is asked to hold ahead: less is quicker to interrupt, more is safer.
+            latency_s: what the device is asked to hold ahead: less is quicker to interrupt, more is safer. With 0.06
+                PulseAudio ran dry in 7 of 12 streams that had just begun, over and over; with 0.08 in none of 12.
             device: number, or part of its name; None is the default one.
             own_thread: call `watch` from a thread of its own; without, the caller does, every `WATCH_S`.
         """

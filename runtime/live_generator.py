@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thread of a live stream that makes frames: waits for sound, runs a window, hands the chunk to the playout.
+
+A *turn* is what the face does between two rests: an utterance and the way back to the rest pose behind it, or the way
+back alone where an utterance was cut off.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .chunks import AUDIO_REACH
+from .clock import Clock
+from .errors import NotFiniteError
+from .giving_up import GivingUp
+from .live_chunk import SAMPLES_PER_FRAME, LiveChunk
+from .live_ears import Heard, LiveEars, Spoken
+from .live_face import LiveFace
+from .live_hearing import Floats, LiveHearing
+from .live_reports import GRAPH_STAGES, ChunkMade
+from .live_settings import LiveSettings
+from .live_settling import settle, settling_frames
+from .live_state import LiveState, State
+from .live_windows import LiveWindows, Pixels, last_frames, pinned_stop
+from .playout import Playout
+from .recovery import Recovery, Remedy
+
+RESERVE_S = 2.0
+"""So much is made ahead of what is shown; more would be thrown away at an interruption."""
+
+TAIL_FRAMES = 6
+"""At least so many follow the speech before the face rests: a mouth closes, a head turns back."""
+
+STARVED_S = 1.5
+"""An utterance of which nothing comes for so long has ended, whether somebody says so or not."""
+
+ENDING_S = 0.1
+"""A run that failed may have been ended by a signal that ends the stream as well: so long it is waited for."""
+
+_LOOK_S = 0.02  # how often somebody looks whether there is room for more
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratorParts:
+    """What a generator works with."""
+
+    open_face: Callable[[], LiveFace]
+    """Opens the engines, anew where they were open."""
+    ears: LiveEars
+    """Where sound comes from."""
+    playout: Playout
+    """Where chunks go to."""
+    position_s: Callable[[], float]
+    """Media time that is on now."""
+    clock: Clock
+    """The one clock."""
+    allowance_s: float
+    """Between the arrival of the last sound that an utterance's first chunk needs, and when that chunk is due."""
+    qualities: tuple[LiveSettings, ...]
+    """What `giving_up` chooses from, by its index."""
+    giving_up: GivingUp
+    """Chooses the quality."""
+    stage_s: dict[str, float]
+    """Seconds that graphs have run, by stage, since the stream began."""
+    state: LiveState
+    """Of the stream."""
+    on_event: OnEvent
+    """Told what happens."""
+    on_chunk: Callable[[ChunkMade], None] | None
+    """Told of every chunk."""
+
+
+@dataclass(eq=False)
+class _Turn:
+    """What is known of the turn that goes on."""
+
+    number: int
+    made: int = 0
+    """Frames."""
+    due_s: float | None = None
+    """Media time at which the next chunk is to be on."""
+    shown: Pixels | None = None
+    """The frames before the next chunk."""
+    pushed: int = 0
+    """Samples of the utterance that were heard."""
+    unshown: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
+    """Sound of frames that are not made yet."""
+
+
+class Generator:
+    """Runs in a thread of its own, by `run`; everything else may be called from any thread."""
+
+    def __init__(self, parts: GeneratorParts, face: LiveFace) -> None:
+        """Prepare to make frames of an open face."""
+        self._parts, self._face = parts, face
+        self._hearing = LiveHearing(lambda sound: self._face.encode(sound), normalise=face.normalise)
+        self._recovery = Recovery()
+        self._stopping = threading.Event()
+        self._turns = 0  # that have begun
+        self._cut = -1  # the last turn that was cut off
+        self._chunks = 0
+        self._is_away = False  # whether the face was left somewhere else than at rest
+        self._is_busy = False
+        self.failure: Exception | None = None
+        """What ended it, if something did."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it makes nothing and has nothing to make up for."""
+        return not (self._is_busy or self._is_away)
+
+    @property
+    def newest_turn(self) -> int:
+        """The last turn that has begun; -1 before the first."""
+        return self._turns - 1
+
+    def cut(self, through_turn: int) -> None:
+        """Make nothing more of these turns; the face goes back to rest from where it is."""
+        self._cut = max(self._cut, through_turn)
+        self._is_away = True
+
+    def stop(self) -> None:
+        """End `run` after the window that is being made."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Make frames until `stop`, or until nothing helps any more: then `failure` says what."""
+        try:
+            while not self._stopping.is_set():
+                spoken = self._parts.ears.next(timeout_s=_LOOK_S)
+                self._is_busy = spoken is not None or self._is_away
+                if spoken is not None:
+                    self._speak(spoken)
+                elif self._is_away:
+                    self._return()
+                self._is_busy = False
+        except Exception as error:  # nothing may end a thread unseen
+            self.failure = error
+            self._is_busy = False
+            if not self._parts.state.has_ended:
+                self._parts.state.change(
+                    State.FAILED, code="S_UNEXPECTED", now_s=self._now_s, error=type(error).__name__, message=str(error)
+                )
+
+    # ── Turns ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self) -> _Turn:
+        turn = _Turn(self._turns)
+        self._turns += 1
+        self._hearing.begin()
+        return turn
+
+    def _goes_on(self, turn: _Turn) -> bool:
+        return not self._stopping.is_set() and turn.number > self._cut
+
+    def _speak(self, spoken: Spoken) -> None:
+        """Make an utterance and the way back to rest."""
+        turn = self._begin()
+        self._is_away = False
+        self._parts.state.utterance_begins(now_s=self._now_s)
+        is_last = False
+        while not is_last and self._goes_on(turn):
+            settings = self._settings
+            needed = turn.made - settings.motion + settings.window + AUDIO_REACH
+            heard = self._wait_for(spoken, needed * SAMPLES_PER_FRAME, turn)
+            if heard is None or not self._wait_for_room(turn):
+                break
+            self._hear(spoken, turn, min(needed * SAMPLES_PER_FRAME, heard.samples))
+            spoken_frames = heard.samples // SAMPLES_PER_FRAME if heard.ended else None
+            if spoken_frames is not None and self._hearing.frames < needed:
+                self._hearing.push_silence(needed - self._hearing.frames)
+            pinned = turn.made + pinned_stop(settings.window) - settings.motion
+            is_last = spoken_frames is not None and spoken_frames + TAIL_FRAMES <= pinned
+            needed_sample = spoken.start + turn.pushed
+            self._chunk(turn, settings, needed_sample, is_last=is_last)
+        self._parts.state.utterance_ends(now_s=self._now_s)
+
+    def _return(self) -> None:
+        """Bring the face back to rest from where it was left."""
+        turn, settings = self._begin(), self._settings
+        self._is_away = False
+        self._hearing.push_silence(settings.window + AUDIO_REACH)
+        self._chunk(turn, settings, None, is_last=True)
+
+    def _wait_for(self, spoken: Spoken, samples: int, turn: _Turn) -> Heard | None:
+        """Return what is there of an utterance once it is enough, or all; None where nobody wants it any more."""
+        before = -1
+        while self._goes_on(turn):
+            heard = self._parts.ears.wait_for(spoken, samples, timeout_s=STARVED_S)
+            if heard.dropped:
+                return None
+            if heard.ended or heard.samples >= samples:
+                return heard
+            if heard.samples == before:
+                self._tell("starved", "S_STARVED", utterance=turn.number, waited_s=STARVED_S)
+                self._parts.ears.end(spoken)
+            before = heard.samples
+        return None
+
+    def _wait_for_room(self, turn: _Turn) -> bool:
+        """Wait until less than the reserve is queued; whether the turn goes on."""
+        while self._goes_on(turn) and self._parts.playout.queued_s > RESERVE_S:
+            self._parts.clock.wait_until(self._now_s + _LOOK_S, self._stopping)
+        return self._goes_on(turn)
+
+    def _hear(self, spoken: Spoken, turn: _Turn, stop: int) -> None:
+        if stop > turn.pushed:
+            sound = self._parts.ears.read(spoken, turn.pushed, stop)
+            self._hearing.push(sound)
+            turn.unshown = np.concatenate([turn.unshown, sound])
+            turn.pushed = stop
+
+    # ── Chunks ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _chunk(self, turn: _Turn, settings: LiveSettings, needed_sample: int | None, *, is_last: bool) -> None:
+        """Make one chunk of a turn and hand it over."""
+        parts, before = self._parts, dict(self._parts.stage_s)
+        start_s = self._now_s
+        intended_s, audio_ready_s = (start_s, start_s) if needed_sample is None else parts.ears.arrival(needed_sample)
+        if turn.due_s is None:
+            ready_media_s = parts.position_s() - (self._now_s - audio_ready_s)
+            turn.due_s = parts.playout.expect(ready_media_s + parts.allowance_s, utterance=turn.number)
+            ahead = parts.playout.ahead(turn.due_s, settings.motion)
+            turn.shown = np.stack([shown.frame for shown in ahead])
+        assert turn.shown is not None
+        due_media_s, due_s = turn.due_s, self._now_s + turn.due_s - parts.position_s()
+        frames = self._frames(turn, settings, turn.shown, is_last=is_last)
+        if frames is None or not self._goes_on(turn):
+            return
+        sound = self._take_sound(turn, len(frames))
+        ready_s = self._now_s
+        chunk = LiveChunk(frames, sound, turn.number, turn.made, is_last, audio_ready_s, ready_s)
+        placed = parts.playout.add(chunk, due_media_s)
+        ready_s = self._now_s
+        turn.due_s, turn.made = placed.stop_s, turn.made + len(frames)
+        turn.shown = last_frames([turn.shown, frames], count=settings.motion)
+        self._judge(ready_s - start_s, media_s=len(frames) / 25, missed=placed.waited_s > 0)
+        if parts.on_chunk is not None:
+            stages = {name: parts.stage_s.get(name, 0.0) - before.get(name, 0.0) for name in GRAPH_STAGES}
+            stages["between"] = ready_s - start_s - sum(stages.values())
+            parts.on_chunk(
+                ChunkMade(
+                    index=self._chunks,
+                    utterance=turn.number,
+                    first_frame=chunk.first_frame,
+                    frames=len(frames),
+                    is_last=is_last,
+                    intended_s=intended_s,
+                    audio_ready_s=audio_ready_s,
+                    start_s=start_s,
+                    ready_s=ready_s,
+                    due_s=due_s,
+                    look_ahead_s=settings.look_ahead_frames / 25,
+                    needed_sample=needed_sample or 0,
+                    stages=stages,
+                    waits={"queue": start_s - audio_ready_s},
+                    missed=placed.waited_s > 0,
+                )
+            )
+        self._chunks += 1
+
+    def _take_sound(self, turn: _Turn, frames: int) -> Floats:
+        """Return the sound beside the next frames; silence where the speech has ended."""
+        count = frames * SAMPLES_PER_FRAME
+        sound, turn.unshown = turn.unshown[:count], turn.unshown[count:]
+        return np.pad(sound, (0, count - len(sound)))
+
+    def _frames(self, turn: _Turn, settings: LiveSettings, shown: Pixels, *, is_last: bool) -> Pixels | None:
+        """Return the new frames of a window; after a fault the face that is on, as often. None if the turn is over."""
+        first = turn.made - settings.motion
+        stop = pinned_stop(settings.window) if is_last else settings.window - settings.drop
+        try:
+            face = self._face
+            windows: LiveWindows = face.windows[settings]
+            heard = self._hearing.features(first - AUDIO_REACH, first + settings.window + AUDIO_REACH)
+            key_frame = face.key_frames.rest if is_last else face.key_frames.at(first + settings.window - 1)
+            frames = windows.make(shown, heard, key_frame, emit_stop=stop)
+            return self._settled(frames) if is_last else frames
+        except Exception as error:  # whatever a library raises
+            if not self._recover(error):
+                return None
+            return np.repeat(shown[-1:], stop - settings.motion, axis=0)
+
+    def _settled(self, frames: Pixels) -> Pixels:
+        """Return frames and the rest of the way to the rest pose, where the network stopped short of it."""
+        rest = self._face.rest_loop[0]
+        return np.concatenate([frames, settle(frames[-1], rest, count=settling_frames(frames[-1], rest))])
+
+    def _judge(self, cost_s: float, *, media_s: float, missed: bool) -> None:
+        giving_up, state = self._parts.giving_up, self._parts.state
+        giving_up.observe(cost_s=cost_s, media_s=media_s, missed=missed, now_s=self._now_s)
+        if giving_up.index:
+            state.degrade("S_QUALITY", now_s=self._now_s)
+        else:
+            state.restore("S_QUALITY", now_s=self._now_s)
+
+    def _recover(self, error: Exception) -> bool:
+        """Do what follows a fault; whether the stream goes on."""
+        contained, state = isinstance(error, NotFiniteError), self._parts.state
+        if not contained and not self._parts.clock.wait_until(self._now_s + ENDING_S, self._stopping):
+            return False  # no fault: the program is ending, and its engines with it
+        code = "S_NONFINITE" if contained else "S_UNEXPECTED"
+        self._tell("chunk_lost", code, error=type(error).__name__, message=str(error))
+        state.change(State.RECOVERING, code=code, now_s=self._now_s)
+        while not self._stopping.is_set():
+            remedy, wait_s = self._recovery.after(is_contained=contained, now_s=self._now_s)
+            if remedy is Remedy.GIVE_UP:
+                self.failure = error
+                state.change(State.FAILED, code="S_TOO_MANY_FAULTS", now_s=self._now_s, message=str(error))
+                self._stopping.set()
+                return False
+            self._parts.clock.wait_until(self._now_s + wait_s, self._stopping)
+            try:
+                if remedy is Remedy.REOPEN:
+                    self._face = self._parts.open_face()
+            except Exception as again:  # it may be the device that is gone
+                self._tell("reopening_failed", "S_UNEXPECTED", error=type(again).__name__, message=str(again))
+                contained = False
+                continue
+            state.go_on(code="S_RECOVERED", now_s=self._now_s)
+            return True
+        return False
+
+    @property
+    def _now_s(self) -> float:
+        return self._parts.clock.now_s()
+
+    @property
+    def _settings(self) -> LiveSettings:
+        return self._parts.qualities[self._parts.giving_up.index]
+
+    def _tell(self, event: str, code: str, **fields: Any) -> None:
+        self._parts.on_event({"event": event, "code": code, "at_s": self._now_s, **fields})

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thread of a live stream that shows frames: one per slot of media time, to every output, as the sound goes."""
+
+import math
+import threading
+from collections.abc import Sequence
+
+from .audio import SAMPLE_RATE
+from .canvas import Canvas
+from .clock import Clock
+from .live_outputs import OpenOutput
+from .live_reports import ShownMedia
+from .playout import Playout
+from .silent_clock import SilentClock
+from .speakers import Speakers
+
+SPEAKERS_LEAD_S = 0.12
+"""So far ahead sound is handed to a device: what it holds itself, and a frame."""
+
+MOST_BEHIND_S = 2.0
+"""Who is further behind than this goes on from now; the machine was asleep."""
+
+_SHORTEST_S = 0.002
+
+
+class Player:
+    """Runs in a thread of its own, by `run`."""
+
+    def __init__(
+        self,
+        playout: Playout,
+        sound_clock: SilentClock,
+        outputs: Sequence[OpenOutput],
+        *,
+        clock: Clock,
+        fps: int,
+        canvas: Canvas | None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            playout: says what is on.
+            sound_clock: the master clock; sound is written to it where it is a device.
+            outputs: get every frame.
+            clock: for readings.
+            fps: slots per second.
+            canvas: what frames are shown in.
+        """
+        self._playout, self._sound_clock, self._outputs = playout, sound_clock, outputs
+        self._clock, self._fps, self._canvas = clock, fps, canvas
+        self._stopping = threading.Event()
+        self.is_resting = True
+        """Whether the last frame that was shown is one of the rest loop."""
+
+    def stop(self) -> None:
+        """End `run` soon."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Show frames until `stop`."""
+        slot = 0
+        while not self._stopping.is_set():
+            position_s = self._sound_clock.position_s()
+            if isinstance(self._sound_clock, Speakers):
+                self._feed(position_s + SPEAKERS_LEAD_S)
+            now_s, newest = self._clock.now_s(), math.floor(position_s * self._fps + 1e-6)
+            if newest - slot > MOST_BEHIND_S * self._fps:
+                slot = newest
+            while slot <= newest and not self._stopping.is_set():
+                self._show(slot, due_s=now_s - (position_s - slot / self._fps))
+                slot += 1
+            left_s = slot / self._fps - self._sound_clock.position_s()
+            self._clock.wait_until(self._clock.now_s() + max(left_s, _SHORTEST_S), self._stopping)
+
+    def _show(self, slot: int, *, due_s: float) -> None:
+        shown = self._playout.at(slot / self._fps)
+        self.is_resting = shown.kind == "rest"
+        media = ShownMedia(shown, due_s, self._canvas)
+        for output in self._outputs:
+            output.put(media)
+
+    def _feed(self, until_s: float) -> None:
+        """Hand the device its sound up to a media time; what it has passed already is not played any more."""
+        start_s, sound = self._playout.sound(until_s)
+        missed = round((self._sound_clock.end_s - start_s) * SAMPLE_RATE)
+        if missed > 0:
+            start_s, sound = start_s + missed / SAMPLE_RATE, sound[missed:]
+        if len(sound):
+            self._sound_clock.write(sound, is_last=True, not_before_s=start_s)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One window of a live stream: it goes on from what is shown, hears what has arrived, and ends on a given picture.
+
+Unlike the windows of `planner`, one doesn't know how many will follow. Every window begins with the motion frames that
+are on the screen before it, also the first one of an utterance, and ends on a key frame (`live_key_frames`)::
+
+    local frame   0 … motion-1 │ motion …………………… emit_stop-1 │ … window-1
+                  shown before │ new, emitted                │ dropped; the key frame stands in the last five
+    hears         from two frames before the window to two frames after it
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .chunks import AUDIO_REACH, KEY_FRAME_REPEATS, WindowPlan, slice_audio
+from .image import to_unit
+from .passes import Finished, Given, Passes
+
+Floats = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
+
+
+def heard_frames(window: int) -> int:
+    """Return how many frames of sound a window hears: two more on either side."""
+    return window + 2 * AUDIO_REACH
+
+
+def pinned_stop(window: int) -> int:
+    """Return where a window is cut that has to end on its key frame: behind the first of its repeats."""
+    return window - KEY_FRAME_REPEATS + 1
+
+
+class LiveWindows:
+    """Makes windows of one length for one face."""
+
+    def __init__(self, passes: Passes, *, window: int, motion: int) -> None:
+        """Prepare.
+
+        Args:
+            passes: of the face, with tables for this window.
+            window: frames denoised together, 4n + 1.
+            motion: frames taken over from what is shown, 4n + 1.
+        """
+        self._passes = passes
+        self.window, self.motion = window, motion
+        self._made = 0
+
+    def make(self, shown: Pixels, features: Floats, key_frame: Floats, *, emit_stop: int) -> Pixels:
+        """Return the new frames of one window, (emit_stop - motion, H, W, 3).
+
+        Args:
+            shown: (motion, H, W, 3): the frames before the new ones, as the network made them.
+            features: [window + 4, layers, channels] of the sound, from two frames before the window on.
+            key_frame: (3, H, W) RGB in [-1, 1]: what the window ends on.
+            emit_stop: local frame behind the last one that is wanted.
+
+        Raises:
+            NotFiniteError: the latents came out as NaN or Inf.
+        """
+        plan = self._plan(condition=self.motion, emit_start=self.motion, emit_stop=emit_stop)
+        motion = np.stack([to_unit(frame) for frame in shown], axis=1)[None]
+        return self._run(plan, motion, features, key_frame).pixels
+
+    def first(self, features: Floats, key_frame: Floats, *, emit_stop: int) -> Pixels:
+        """Return the first frames of all, (emit_stop, H, W, 3): a window that begins with the portrait."""
+        plan = self._plan(condition=1, emit_start=0, emit_stop=emit_stop)
+        return self._run(plan, self._passes.conditions.portrait[None, :, None], features, key_frame).pixels
+
+    def _run(self, plan: WindowPlan, motion: Floats, features: Floats, key_frame: Floats) -> Finished:
+        given = Given(motion, slice_audio(features, plan), key_frame)
+        self._made += 1
+        return self._passes.finish(plan, self._passes.denoise(plan, given), motion_start=plan.kept_frames)
+
+    def _plan(self, *, condition: int, emit_start: int, emit_stop: int) -> WindowPlan:
+        heard = heard_frames(self.window)
+        return WindowPlan(
+            pass_index=self._made + 1,
+            window=self.window,
+            start_frame=AUDIO_REACH,
+            audio_frames=heard,
+            padded_frames=heard,
+            condition_frames=condition,
+            condition_start=None if emit_start == 0 else 0,
+            key_frame_index=self.window - 1,
+            kept_frames=emit_stop,
+            emit_start=emit_start,
+            emit_stop=emit_stop,
+        )
+
+
+def last_frames(pieces: Sequence[Pixels], *, count: int) -> Pixels:
+    """Return the last frames of some runs of frames, (count, H, W, 3); the first one is repeated where there are fewer.
+
+    Raises:
+        ValueError: there is no frame at all.
+    """
+    frames = np.concatenate(pieces)[-count:]
+    if not len(frames):
+        raise ValueError("there are no frames to go on from; expected at least one")
+    return np.concatenate([np.repeat(frames[:1], count - len(frames), axis=0), frames])
