@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a scenario against live sessions and writes its trace: opens, records, watches, seals."""
+
+import dataclasses
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ..runtime import GRAPH_STAGES, AvatarSession, Clock, MonotonicClock, Stopped, __version__, to_callback
+from .latency_recorder import SAMPLE_RATE, Recorder, TraceLog, first_line
+from .latency_scenarios import Plan, Stage, attend, first_words, play
+from .latency_trace import Contention, Event, Line
+from .latency_trace_file import TraceWriter, read_trace
+from .machine_watch import MachineWatch, environment, process_began_s
+from .paced_sound import BLOCK_S, Clip, Samples
+from .report_folder import TRACE
+
+WARM_UP_CHUNKS = 2
+"""Of each stream, left out of all figures but their own."""
+TRIED = "tried"
+"""Folder with a trace per number of streams."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured."""
+
+    plan: Plan
+    """What is said."""
+    package: str = "default"
+    """Its folder, or "default"."""
+    session: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Arguments of `AvatarSession.open`: device, threads, compute, place, allow_fallback."""
+    live: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Arguments of `AvatarSession.live`: latency, avatar, canvas, seed."""
+    audio: str = ""
+    """Name of the sound file, for the report."""
+    streams: int = 8
+    """At most so many are tried in `multi`."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return everything as a report says it; of paths the name alone."""
+        given = {"package": self.package, **self.session, **self.live, **dataclasses.asdict(self.plan)}
+        for name in ("scenario", "on_compile"):
+            given.pop(name, None)
+        for name in ("package", "avatar"):
+            given[name] = Path(given[name]).name if given.get(name) else None
+        if math.isinf(self.plan.duration_s):
+            given["duration_s"] = None
+        return given | {"audio": self.audio, "sample_rate": SAMPLE_RATE, "block_s": BLOCK_S}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run is done with; a test has others."""
+
+    open_session: Callable[..., Any] = AvatarSession.open
+    """Opens a session."""
+    clock: Clock = field(default_factory=MonotonicClock)
+    """The session's."""
+    clock_kind: str = "monotonic"
+    """As the trace calls it."""
+    watch: Callable[..., MachineWatch] = MachineWatch
+    """Looks at the machine."""
+    say: Say = lambda _text: None
+    """Shows progress."""
+    began_s: float = field(default_factory=process_began_s)
+    """When the process began."""
+
+
+def run_live(asked: Asked, samples: Samples, folder: Path, around: Surroundings) -> None:
+    """Measure one session; write `folder/trace.jsonl`.
+
+    Raises:
+        Stopped: the process was asked to end; the trace is whole, up to there.
+    """
+    log = TraceLog()
+    watch = around.watch(log.write, now_s=around.clock.now_s)
+    watch.contention(before=True)
+    with _opened(asked, around) as session:
+        if asked.plan.scenario == "turns":
+            _run_turns(asked, session, samples, _Run(folder / TRACE, log, watch, around))
+        else:
+            _run_streams(asked, [session], samples, _Run(folder / TRACE, log, watch, around))
+
+
+def run_multi(asked: Asked, samples: Samples, folder: Path, around: Surroundings) -> None:
+    """Raise the number of streams until one is late; `folder/trace.jsonl` is that of the most that were not.
+
+    Each stream has a session, a speaker and a viewer of its own. The traces of all numbers are kept in `folder/tried`.
+    """
+    tried: list[dict[str, int]] = []
+    (folder / TRIED).mkdir()
+    with ExitStack() as stack:
+        sessions: list[Any] = []
+        before: Contention | None = None
+        while len(sessions) < asked.streams:
+            log = TraceLog()
+            watch = around.watch(log.write, now_s=around.clock.now_s)
+            if before is None:
+                before = watch.contention(before=True)
+            else:  # the minute before was ours
+                log.write(before)
+            sessions.append(stack.enter_context(_opened(asked, around)))
+            count = len(sessions)
+            run = _Run(folder / TRIED / f"streams-{count}.jsonl", log, watch, around)
+            stages = _run_streams(asked, sessions, samples, run)
+            late = sum(stage.recorder.tally.missed + stage.recorder.tally.lowered for stage in stages)
+            tried.append({"streams": count, "missed": late, "chunks": sum(s.recorder.tally.chunks for s in stages)})
+            if late:
+                break
+    best = max((one["streams"] for one in tried if not one["missed"]), default=1)
+    found = Event("streams_tried", None, around.clock.now_s(), {"tried": tried})
+    _copy_trace(folder / TRIED / f"streams-{best}.jsonl", folder / TRACE, found)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Where a run goes to, and what watches it."""
+
+    path: Path
+    log: TraceLog
+    watch: MachineWatch
+    around: Surroundings
+
+
+@contextmanager
+def _opened(asked: Asked, around: Surroundings) -> Iterator[Any]:
+    around.say("opening the package")
+    with around.open_session(asked.package, **asked.session) as session:
+        yield session
+
+
+@contextmanager
+def _stage(asked: Asked, session: Any, run: _Run, *, stream: int, stop: threading.Event) -> Iterator[Stage]:
+    """Run a live stream whose viewer and listeners are a recorder."""
+    clock = run.around.clock
+    warm_up = 0 if asked.plan.scenario == "turns" else WARM_UP_CHUNKS
+    recorder = Recorder(run.log.write, clock.now_s, stream=stream, warm_up_chunks=warm_up)
+    with session.live(
+        **asked.live,
+        outputs=[to_callback(recorder.on_shown)],
+        on_event=recorder.on_event,
+        on_chunk=recorder.on_chunk,
+    ) as live:
+        if asked.plan.scenario != "turns":
+            recorder.allowance_s = live.latency.allowance_s
+        yield Stage(live, recorder, clock, stop=stop)
+
+
+@contextmanager
+def _writing(asked: Asked, session: Any, stages: list[Stage], run: _Run) -> Iterator[None]:
+    """Write the trace while the body runs; seal it also when the process is asked to end."""
+    latency = stages[0].live.latency
+    line = first_line(
+        asked.plan.scenario,
+        session=session,
+        compute=asked.session.get("compute", "auto"),
+        settings=asked.settings() | {name: getattr(latency, name) for name in _field_names(latency)},
+        environment=environment(),
+        graph_stages=list(GRAPH_STAGES),
+        clock=run.around.clock_kind,
+        started_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        version=__version__,
+        streams=len(stages),
+        warm_up_chunks=0 if asked.plan.scenario == "turns" else WARM_UP_CHUNKS,
+    )
+    stopped: Stopped | None = None
+    with TraceWriter(run.path, line) as writer:
+        run.log.begin(writer)
+        try:
+            yield
+        except Stopped as asked_to_end:
+            stopped = asked_to_end
+    if stopped is not None:
+        raise stopped
+
+
+def _field_names(latency: Any) -> list[str]:
+    return [one.name for one in dataclasses.fields(latency)]
+
+
+def _run_streams(asked: Asked, sessions: list[Any], samples: Samples, run: _Run) -> list[Stage]:
+    """Play the scenario on a stream per session, all at once."""
+    stop = threading.Event()
+    with ExitStack() as stack:
+        stages = [
+            stack.enter_context(_stage(asked, session, run, stream=number, stop=stop))
+            for number, session in enumerate(sessions)
+        ]
+        with _writing(asked, sessions[0], stages, run):
+            jobs = [_job(asked.plan, stage, Clip(samples)) for stage in stages]
+            attend(stages, jobs, watch=run.watch, progress=_progress(asked.plan, stages, run))
+        return stages
+
+
+def _job(plan: Plan, stage: Stage, clip: Clip) -> Callable[[], None]:
+    return lambda: play(plan, stage, clip)
+
+
+def _run_turns(asked: Asked, session: Any, samples: Samples, run: _Run) -> None:
+    """Measure the first words of a first and of a second stream, then turns in the second.
+
+    The lines of the first stream wait until the trace begins with the second, whose engines are the same.
+    """
+    plan, clip, clock = asked.plan, Clip(samples), run.around.clock
+    words = {"length_s": plan.utterance_s, "speed": plan.push_speed}
+    with _stage(asked, session, run, stream=0, stop=threading.Event()) as cold:
+        run.around.say("first words of all")
+        first_words(cold, clip, kind="cold", from_s=run.around.began_s, **words)
+    asked_s = clock.now_s()
+    with _stage(asked, session, run, stream=1, stop=threading.Event()) as warm:
+
+        def talk() -> None:
+            first_words(warm, clip, kind="warm", from_s=asked_s, **words)
+            play(plan, warm, clip)
+
+        with _writing(asked, session, [warm], run):
+            attend([warm], [talk], watch=run.watch, progress=_progress(plan, [warm], run))
+
+
+def _progress(plan: Plan, stages: list[Stage], run: _Run) -> Callable[[], None]:
+    start_s = run.around.clock.now_s()
+
+    def show() -> None:
+        spent_s = run.around.clock.now_s() - start_s
+        tallies = [stage.recorder.tally for stage in stages]
+        chunks, late = sum(one.chunks for one in tallies), sum(one.missed for one in tallies)
+        turns = f", {sum(one.turns for one in tallies)}/{plan.turns + 1} turns" if plan.scenario == "turns" else ""
+        streams = f", {len(stages)} streams" if plan.scenario == "multi" else ""
+        length = "" if plan.scenario == "turns" else f"/{plan.duration_s:.0f}"
+        run.around.say(f"{plan.scenario}: {spent_s:.0f}{length} s{streams}{turns}, {chunks} chunks, {late} late")
+
+    return show
+
+
+def _copy_trace(source: Path, target: Path, more: Line) -> None:
+    """Write a trace again, with one more line."""
+    recorded = read_trace(source)
+    with TraceWriter(target, recorded.run) as writer:
+        for lines in recorded.lines.values():
+            for line in lines:
+                writer.write(line)
+        writer.write(more)
