@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sound server with a loudspeaker that nobody hears, and a screen that nobody sees: real parts, private to a test.
+
+Debian packages: pulseaudio, pulseaudio-utils, libasound2-plugins, libportaudio2; xvfb, xdotool. Where they are missing
+the tests are skipped, unless EDGEREELS_REQUIRE_SOUND=1: there they fail.
+"""
+
+import mmap
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgereels.runtime.clock import MonotonicClock
+from edgereels.runtime.microphone import MicrophoneSource
+from edgereels.runtime.sources import SoundBlock
+
+SINK = "speaker"
+"""The null sink; what it plays is heard on its monitor, which is the default microphone."""
+
+_ALSA = """</usr/share/alsa/alsa.conf>
+pcm.!default { type pulse }
+ctl.!default { type pulse }
+"""
+
+
+def need(*programs: str, module: str) -> None:
+    """Skip the test, or fail it where real devices are required, unless all of these are installed."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    missing += [module] * (find_spec(module) is None)
+    if missing and os.environ.get("EDGEREELS_REQUIRE_SOUND") == "1":
+        pytest.fail(f"not installed: {', '.join(missing)}; EDGEREELS_REQUIRE_SOUND=1 says that they are")
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set variables of this process, for its own threads and for libraries that look at them; restore them after."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def process(*command: str, ready: Callable[[], Any], **settings: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program until the block ends; enters the block when `ready` says so."""
+    with subprocess.Popen(command, **settings) as child:
+        try:
+            until(lambda: child.poll() is not None or ready(), what=f"{command[0]} to be ready", within_s=20)
+            assert child.poll() is None, f"{command[0]} ended with {child.returncode}"
+            yield child
+        finally:
+            child.terminate()
+            try:
+                child.wait(5)
+            except subprocess.TimeoutExpired:
+                child.kill()
+
+
+def until(condition: Callable[[], Any], *, what: str, within_s: float) -> Any:
+    """Return what a condition is when it holds; fail where it doesn't in time."""
+    stop_s = time.perf_counter() + within_s
+    while not (found := condition()):
+        if time.perf_counter() > stop_s:
+            pytest.fail(f"waited {within_s:g} s for {what}")
+        time.sleep(0.005)
+    return found
+
+
+class SoundServer:
+    """PulseAudio with one null sink. `module` is sounddevice on top of it."""
+
+    def __init__(self, folder: Path) -> None:
+        need("pulseaudio", "pactl", module="sounddevice")
+        self._folder, self._stack = folder, ExitStack()
+        self.module: Any = None
+
+    def __enter__(self) -> "SoundServer":
+        socket, alsa = self._folder / "sound.socket", self._folder / "asound.conf"
+        alsa.write_text(_ALSA)
+        with ExitStack() as stack:
+            home = str(self._folder)
+            stack.enter_context(
+                environment(
+                    HOME=home,
+                    XDG_RUNTIME_DIR=home,
+                    XDG_CONFIG_HOME=home,
+                    PULSE_SERVER=f"unix:{socket}",
+                    ALSA_CONFIG_PATH=str(alsa),
+                )
+            )
+            log = stack.enter_context((self._folder / "pulse.log").open("wb"))
+            stack.enter_context(
+                process(
+                    "pulseaudio",
+                    *("-n", "--daemonize=no", "--exit-idle-time=-1", "--use-pid-file=no"),
+                    *("-L", f"module-native-protocol-unix auth-anonymous=1 socket={socket}"),
+                    ready=lambda: (
+                        socket.exists() and subprocess.run(["pactl", "info"], capture_output=True).returncode == 0
+                    ),
+                    stderr=log,
+                )
+            )
+            self.plug()
+            import sounddevice
+
+            sounddevice._terminate()  # another test may have loaded it where there was no device
+            sounddevice._initialize()
+            self.module = sounddevice
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(self.module.PortAudioError):
+            self.module._terminate()
+            self.module._initialize()
+        self._stack.close()
+
+    def plug(self) -> None:
+        """Plug the loudspeaker in; its monitor becomes the microphone."""
+        _pactl("load-module", "module-null-sink", f"sink_name={SINK}", "rate=48000")
+        _pactl("set-default-sink", SINK)
+        _pactl("set-default-source", f"{SINK}.monitor")
+
+    def unplug(self) -> None:
+        """Pull it out; who played or listened loses the stream."""
+        _pactl("unload-module", "module-null-sink")
+
+
+def _pactl(*words: str) -> None:
+    subprocess.run(["pactl", *words], check=True, capture_output=True)
+
+
+class Screen:
+    """An X server on memory. `pixels` is what is on it at this moment, (height, width, 3) BGR, a view."""
+
+    def __init__(self, folder: Path, *, height: int = 480, width: int = 640) -> None:
+        need("Xvfb", "xdotool", module="cv2")
+        self._folder, self._size, self._stack = folder, f"{width}x{height}x24", ExitStack()
+        self.pixels: np.ndarray
+
+    def __enter__(self) -> "Screen":
+        memory = self._folder / "Xvfb_screen0"
+        with ExitStack() as stack:
+            reader, writer = os.pipe()
+            number = stack.enter_context(os.fdopen(reader, "rb", buffering=0))
+            stack.enter_context(
+                process(
+                    "Xvfb",
+                    *("-displayfd", str(writer), "-screen", "0", self._size, "-fbdir", str(self._folder)),
+                    *("-nolisten", "tcp", "-noreset"),
+                    ready=memory.exists,
+                    pass_fds=[writer],
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+            os.close(writer)
+            stack.enter_context(environment(DISPLAY=f":{number.read(16).decode().strip()}"))
+            file = stack.enter_context(memory.open("rb"))
+            self.pixels = _picture(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def press(self, title: str, key: str) -> None:
+        """Press a key in a window. Without a window manager nothing has the focus by itself."""
+        subprocess.run(
+            ["xdotool", "search", "--name", title, "windowfocus", "key", key], check=True, capture_output=True
+        )
+
+
+def _picture(memory: mmap.mmap) -> np.ndarray:
+    """Return the pixels of a dump in XWD format, 32 bits each: a header of 32-bit words, a table of colours, rows."""
+    header = struct.unpack(">25I", memory[:100])
+    header_bytes, width, height, row_bytes, colours = header[0], header[4], header[5], header[12], header[19]
+    start = header_bytes + 12 * colours
+    rows = np.frombuffer(memory, np.uint8, count=height * row_bytes, offset=start).reshape(height, row_bytes)
+    return rows[:, : 4 * width].reshape(height, width, 4)[..., :3]
+
+
+class Ear:
+    """Writes down what a microphone hears, and when. Sample k was heard at `times_s()[k]`, by the same clock."""
+
+    def __init__(self, module: Any, *, rate: int = 16000) -> None:
+        self.events: list[dict[str, Any]] = []
+        self._rate, self._blocks = rate, list[SoundBlock]()
+        self.source = MicrophoneSource(MonotonicClock(), sample_rate=rate, module=module, on_event=self.events.append)
+
+    def __enter__(self) -> "Ear":
+        self.source.start(self._blocks.append, lambda error: None)
+        until(lambda: self._blocks, what="the microphone to give sound", within_s=10)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.source.stop()
+
+    @property
+    def heard_s(self) -> float:
+        """Seconds of sound since it listens."""
+        return sum(len(block.samples) for block in list(self._blocks)) / self._rate
+
+    def samples(self) -> np.ndarray:
+        return np.concatenate([block.samples[:, 0] for block in list(self._blocks)])
+
+    def times_s(self) -> np.ndarray:
+        """Return when each sample was heard. Blocks come late at times and never early: the earliest one is right."""
+        blocks = list(self._blocks)
+        arrived_s = np.array([block.arrived_s for block in blocks])
+        lengths = np.array([len(block.samples) for block in blocks])
+        streams = np.cumsum(np.diff(arrived_s, prepend=arrived_s[0]) > 0.4)  # begun anew after the device was lost
+        times_s = []
+        for stream in range(streams[-1] + 1):
+            its_lengths, its_arrived_s = lengths[streams == stream], arrived_s[streams == stream]
+            start_s = np.min(its_arrived_s - np.cumsum(its_lengths) / self._rate)
+            times_s.append(start_s + np.arange(its_lengths.sum()) / self._rate)
+        return np.concatenate(times_s)
+
+    def onsets_s(self, *, level: float = 0.1, quiet_s: float = 0.1) -> np.ndarray:
+        """Return when it became loud after it had been quiet for a while."""
+        loud = np.flatnonzero(np.abs(self.samples()) > level)
+        begins = loud[np.diff(loud, prepend=-self._rate) > quiet_s * self._rate]
+        return self.times_s()[begins]
+
+
+def say(capsys: pytest.CaptureFixture[str], line: str) -> None:
+    """Print a figure that was measured, also where the test passes."""
+    with capsys.disabled():
+        sys.stdout.write(f"\n    {line}\n")
+
+
+def beep(*, length_s: float = 0.06, rate: int = 16000) -> np.ndarray:
+    """Return a tone of 1 kHz that begins at once, (n,)."""
+    return (0.5 * np.cos(2 * np.pi * 1000 * np.arange(round(length_s * rate)) / rate)).astype(np.float32)
+
+
+def interval_95(values: Any) -> tuple[float, float]:
+    """Return the 95 % interval of a median, by resampling."""
+    values = np.asarray(values)
+    draws = np.random.default_rng(0).choice(values, (2000, len(values)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return float(low), float(high)
