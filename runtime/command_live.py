@@ -26,13 +26,16 @@ from .session import AvatarSession
 from .sinks import LinesSink
 from .sources import Source, StdinSource, WavSource
 
+FINISHED_WITHIN_S = 15.0
+"""What a file that is behind is given at the end, where nobody is in a hurry."""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = OptionParser(
         prog="edgereels live",
         description="Let an avatar speak what is heard now: from a microphone, a file paced as if it were spoken, or "
-        "standard input; into a window, the speakers, a file. Ends with the sound, after --duration, with the window, or "
-        "with Ctrl-C.",
+        "standard input; into a window, the speakers, a file. Ends with the sound, after --duration, with its window, "
+        "or with Ctrl-C.",
     )
     parser.add_argument("--package", default="default", metavar="P", help="package folder (default: the embedded one)")
     parser.add_argument("--avatar", metavar="A", help="avatar file, or the name of an avatar inside the package")
@@ -111,7 +114,7 @@ def main(argv: list[str]) -> int:
             )
             print(f"live: {live.latency}", file=sys.stderr, flush=True)
             live.wait_over(arguments.duration)
-            live.stop()
+            live.stop(within_s=FINISHED_WITHIN_S)
             report = _report(live, session, counted)
             if lines is not None:
                 lines.finish()

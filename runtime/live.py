@@ -1,16 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A live stream: sound arrives while frames leave. Put together here; what each part does is said in its own module.
-
-::
-
-    source ──▶ LiveEars ──▶ Generator ──▶ Playout ──▶ Player ──▶ one queue and thread per output
-                            (windows)     (media time)  └──────▶ speakers, whose clock is the master
-"""
+"""The public face of a live stream, from `AvatarSession.live`: push, interrupt, wait, and what it says about itself."""
 
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -19,35 +12,22 @@ import numpy.typing as npt
 from .audio import SAMPLE_RATE
 from .clock import Clock, MonotonicClock
 from .errors import EdgereelsError, UsageError
-from .giving_up import GivingUp, QualityLevel
-from .live_ears import LiveEars
-from .live_face import LiveFace
-from .live_generator import Generator, GeneratorParts
-from .live_outputs import OpenOutput, Output
-from .live_player import Player
+from .live_outputs import Output
 from .live_reports import ChunkMade
 from .live_room import LiveRoom
+from .live_running import LiveOptions, LiveRunning
 from .live_settings import LiveLatency
 from .live_state import LiveState, State
-from .playout import Playout
 from .playout_types import LatePolicy, PlayoutCounts
 from .push_source import PushSource
-from .silent_clock import SilentClock
-from .sound_device import open_clock
 from .sources import Source
 
 logger = logging.getLogger(__name__)
 
 OnEvent = Callable[[dict[str, Any]], None]
 
-LEAST_ALLOWANCE_S = 0.28
-"""Set aside for making the first chunk of an utterance, at least: what the chunks after it may be late by as well."""
-
-ALLOWANCE_FACTOR = 1.5
-"""Times what a window costs: a machine that does other things now and then takes longer."""
-
-STOPPED_WITHIN_S = 1.5
-"""How long outputs may take to end."""
+STOPPED_WITHIN_S = 1.8
+"""How long `Live.stop` takes at most, unless it may take longer."""
 
 
 class LockedState(LiveState):
@@ -90,7 +70,7 @@ class LockedState(LiveState):
 
 
 class Live:
-    """A live stream, from `AvatarSession.live`. It runs inside `with`; every method may be called from any thread."""
+    """A live stream. It runs inside `with`; every method may be called from any thread."""
 
     def __init__(
         self,
@@ -106,35 +86,41 @@ class Live:
     ) -> None:
         """Prepare; nothing runs yet. Arguments as of `AvatarSession.live`, and a room to close at the end."""
         self._clock: Clock = MonotonicClock()
-        self._pushed = PushSource(self._clock) if source is None else None
-        self._source: Source = self._pushed if self._pushed is not None else source  # type: ignore[assignment]
-        self._room = room
-        self._outputs_wanted, self._speakers = tuple(outputs), speakers
-        self._late = late or LatePolicy.SHOW
-        self._ends: Literal["mark", "silence"] = ends or ("mark" if source is None else "silence")
-        self._on_event, self._on_chunk = on_event, on_chunk
+        self._pushed: PushSource | None = None
+        if source is None:
+            source = self._pushed = PushSource(self._clock)
+        self._source: Source = source
+        self._room, self._on_event = room, on_event
+        self._options = LiveOptions(
+            tuple(outputs),
+            speakers,
+            late or LatePolicy.SHOW,
+            ends or ("silence" if self._pushed is None else "mark"),
+            self._tell,
+            on_chunk,
+        )
         self._state = LockedState(on_event=self._tell)
-        self._stack = ExitStack()
-        self._outputs: list[OpenOutput] = []
-        self._threads: list[threading.Thread] = []
-        self._stop_lock = threading.Lock()
-        self._started = False
-        self._left = threading.Event()  # the viewer closed the window
+        self._parts: LiveRunning | None = None
+        self._stopping = threading.Lock()
         self._interrupting = threading.Lock()
+        self._left = threading.Event()  # somebody closed the window
+        self._is_used = self._is_closed = False
 
     # ── Beginning and end ────────────────────────────────────────────────────────────────────────────────────────────
 
     def __enter__(self) -> Self:
-        if self._started:
+        if self._is_used:
             raise UsageError("this live stream has run already; expected a new one: ask the session for another")
-        self._started = True
+        self._is_used = True
         try:
-            self._start()
+            self._parts = LiveRunning(self._room, self._options, state=self._state, clock=self._clock)
+            self._parts.start()
+            self._state.go_on(code="S_OPENED", now_s=self.now_s())
+            self._parts.listen(self._source)
         except BaseException as error:
-            self._state.change(
-                State.FAILED, code=getattr(error, "code", None) or "S_START", now_s=self.now_s(), message=str(error)
-            )
-            self._close()
+            code = getattr(error, "code", None) or "S_START"
+            self._state.change(State.FAILED, code=str(code), now_s=self.now_s(), message=str(error))
+            self.stop()
             raise
         return self
 
@@ -143,88 +129,28 @@ class Live:
     ) -> None:
         self.stop()
 
-    def _start(self) -> None:
-        for output in self._outputs_wanted:
-            if output.check is not None:
-                output.check()
-        face = self._room.open()
-        wanted, canvas = self._room.shown_as(face)
-        settings = self._room.settings[0]
-        compute_s = max(LEAST_ALLOWANCE_S, ALLOWANCE_FACTOR * face.window_s[settings])
-        self._latency = LiveLatency(
-            look_ahead_s=settings.first_frame_s,
-            allowance_s=round(compute_s * wanted.fps + 0.49) / wanted.fps,
-            window=settings.window,
-            steps=settings.steps,
-            chunk_frames=settings.chunk_frames,
-        )
-        self._playout = Playout(wanted.fps, face.rest_loop, policy=self._late, on_event=self._tell)
-        self._sound_clock = self._open_clock()
-        self._ears = LiveEars(ends=self._ends, on_event=self._tell)
-        self._generator = Generator(self._parts(face, wanted.fps), face)
-        self._outputs = [OpenOutput(output, wanted, on_event=self._tell) for output in self._outputs_wanted]
-        for output in self._outputs:
-            output.start()
-            self._stack.callback(output.stop, timeout_s=STOPPED_WITHIN_S)
-        self._stack.enter_context(self._sound_clock)
-        self._player = Player(
-            self._playout, self._sound_clock, self._outputs, clock=self._clock, fps=wanted.fps, canvas=canvas
-        )
-        self._run("player", self._player.run, self._player.stop)
-        self._run("generator", self._generator.run, self._generator.stop)
-        self._stack.callback(self._ears.stop_waiting)
-        self._stack.callback(self._source.stop)
-        self._state.go_on(code="S_OPENED", now_s=self.now_s())
-        self._source.start(self._ears.hear, self._ears.close)
+    def stop(self, *, within_s: float = STOPPED_WITHIN_S) -> None:
+        """End the stream: files are finished, devices closed. Called again it does nothing.
 
-    def _open_clock(self) -> SilentClock:
-        if self._speakers is False:
-            return SilentClock(SAMPLE_RATE, on_event=self._tell)
-        device = None if self._speakers is True else self._speakers
-        return open_clock(SAMPLE_RATE, on_event=self._tell, device=device)
+        Args:
+            within_s: how long that may take. What a slow file has not taken by then is left out of it.
+        """
+        with self._stopping:
+            if self._is_closed or not self._is_used:
+                return
+            self._is_closed = True
+            self._state.change(State.STOPPED, code="S_STOPPED", now_s=self.now_s())
+            try:
+                if self._parts is not None:
+                    self._parts.stop(within_s=within_s)
+            finally:
+                self._room.close()
 
-    def _parts(self, face: LiveFace, fps: int) -> GeneratorParts:
-        levels = tuple(
-            QualityLevel(one.steps, one.window, float(fps), cost=face.window_s[one] / one.chunk_frames)
-            for one in self._room.settings
-        )
-        kept = [0]
-        for index in range(1, len(levels)):  # what is no cheaper here is no way out
-            if levels[index].cost < levels[kept[-1]].cost:
-                kept.append(index)
-        return GeneratorParts(
-            open_face=self._room.open,
-            ears=self._ears,
-            playout=self._playout,
-            position_s=self._sound_clock.position_s,
-            clock=self._clock,
-            allowance_s=self._latency.allowance_s,
-            qualities=tuple(self._room.settings[index] for index in kept),
-            giving_up=GivingUp([levels[index] for index in kept], on_event=self._tell),
-            stage_s=self._room.stage_s,
-            state=self._state,
-            on_event=self._tell,
-            on_chunk=self._on_chunk,
-        )
-
-    def _run(self, name: str, function: Callable[[], None], end: Callable[[], None]) -> None:
-        thread = threading.Thread(target=function, name=f"edgereels-{name}", daemon=True)
-        thread.start()
-        self._stack.callback(thread.join, STOPPED_WITHIN_S)
-        self._stack.callback(end)
-
-    def stop(self) -> None:
-        """End the stream: files are finished, devices closed. Called again it does nothing."""
-        with self._stop_lock:
-            if self._started and not self._state.has_ended:
-                self._state.change(State.STOPPED, code="S_STOPPED", now_s=self.now_s())
-            self._close()
-
-    def _close(self) -> None:
-        try:
-            self._stack.close()
-        finally:
-            self._room.close()
+    @property
+    def _running(self) -> LiveRunning:
+        if self._parts is None:
+            raise UsageError("this live stream has not begun; expected it inside `with`")
+        return self._parts
 
     # ── Sound ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -259,11 +185,11 @@ class Live:
         with self._interrupting:
             if self._pushed is not None:
                 self._pushed.clear()
-            self._ears.drop()
-            through = self._generator.newest_turn
-            self._generator.cut(through)
-            self._playout.interrupt(self.position_s(), through_utterance=through)
-            self._sound_clock.clear()
+            self._running.ears.drop()
+            through = self._running.generator.newest_turn
+            self._running.generator.cut(through)
+            self._running.playout.interrupt(self.position_s(), through_utterance=through)
+            self._running.sound_clock.clear()
 
     def _own_source(self, method: str) -> PushSource:
         if self._pushed is None:
@@ -285,12 +211,12 @@ class Live:
     @property
     def latency(self) -> LiveLatency:
         """What a viewer waits for."""
-        return self._latency
+        return self._running.latency
 
     @property
     def counts(self) -> PlayoutCounts:
         """Frames and faults since the beginning."""
-        return self._playout.counts
+        return self._running.playout.counts
 
     def now_s(self) -> float:
         """Return the reading of the one clock, which events and reports use."""
@@ -298,12 +224,12 @@ class Live:
 
     def position_s(self) -> float:
         """Return the media time that is on now: seconds of sound that the master clock has played."""
-        return self._sound_clock.position_s()
+        return self._running.sound_clock.position_s()
 
     def sound_out(self) -> tuple[float, float]:
         """Return a media time, and the clock reading at which its sound is heard."""
         now_s = self.now_s()
-        return self._sound_clock.position_s(), now_s
+        return self._running.sound_clock.position_s(), now_s
 
     def wait_idle(self, timeout_s: float | None = None) -> bool:
         """Wait until everything that was said has been shown and the face rests; whether that came in time."""
@@ -318,16 +244,16 @@ class Live:
         Raises:
             EdgereelsError: the source, or the stream, failed.
         """
-        in_time = self._wait(lambda: self._left.is_set() or (self._ears.is_over and self._is_idle()), timeout_s)
-        failure = self._ears.failure or self._generator.failure
+        in_time = self._wait(lambda: self._left.is_set() or (self._running.ears.is_over and self._is_idle()), timeout_s)
+        failure = self._running.ears.failure or self._running.generator.failure
         if failure is not None:
             raise failure if isinstance(failure, EdgereelsError) else EdgereelsError(str(failure)) from failure
         return in_time
 
     def _is_idle(self) -> bool:
         waits = self._pushed is not None and self._pushed.waiting_s > 0
-        is_made = self._ears.is_quiet and self._generator.is_idle and not waits
-        return is_made and self._playout.queued_s == 0 and self._player.is_resting
+        is_made = self._running.ears.is_quiet and self._running.generator.is_idle and not waits
+        return is_made and self._running.playout.queued_s == 0 and self._running.player.is_resting
 
     def _wait(self, is_so: Callable[[], bool], timeout_s: float | None) -> bool:
         """Look every 20 ms until something is so twice in a row: between two threads it may only seem to be."""

@@ -86,6 +86,10 @@ IDLE_S = 0.05
 """A window's keys are read at least this often, seconds."""
 
 
+FINISHING_S = 0.6
+"""What a file is given to be finished in, after the last frame was written."""
+
+
 class SinkWorker:
     """Serves one sink from its queue, in a thread of its own, so that a slow or broken sink harms no other."""
 
@@ -154,8 +158,9 @@ class SinkWorker:
         """End the sink and wait for it; return whether it ended in time.
 
         Args:
-            timeout_s: longest wait; a sink that hangs is left behind with an event `sink_stuck`, and its thread doesn't
-                keep the process alive.
+            timeout_s: longest wait; of what is queued after all but `FINISHING_S` of it nothing more is written, so
+                that there is time to finish a file. A sink that hangs is left behind with an event `sink_stuck`, and
+                its thread doesn't keep the process alive.
             drain: whether what is queued is still written; a window needs it not.
         """
         self._queue.close()
@@ -163,7 +168,9 @@ class SinkWorker:
             self._queue.clear()
         if self._thread is None:
             return True
-        self._thread.join(timeout_s)
+        self._thread.join(max(0.0, timeout_s - FINISHING_S))
+        self._queue.clear()
+        self._thread.join(min(timeout_s, FINISHING_S))
         if self._thread.is_alive():
             self._tell("sink_stuck", "S_STUCK", waited_s=timeout_s)
         return not self._thread.is_alive()

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a live stream while it runs: made together, started together, ended in the order in which things flow.
+
+::
+
+    source ──▶ LiveEars ──▶ Generator ──▶ Playout ──▶ Player ──▶ one queue and thread per output
+                            (windows)     (media time)  └──────▶ speakers, whose clock is the master
+"""
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .audio import SAMPLE_RATE
+from .clock import Clock
+from .giving_up import GivingUp, QualityLevel
+from .live_ears import LiveEars
+from .live_face import LiveFace
+from .live_generator import Generator, GeneratorParts
+from .live_outputs import OpenOutput, Output
+from .live_player import Player
+from .live_reports import ChunkMade
+from .live_room import LiveRoom
+from .live_settings import LiveLatency, LiveSettings
+from .live_state import LiveState
+from .playout import Playout
+from .playout_types import LatePolicy
+from .silent_clock import SilentClock
+from .sound_device import open_clock
+from .sources import Source
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+LEAST_ALLOWANCE_S = 0.28
+"""Set aside for making the first chunk of an utterance, at least: what the chunks after it may be late by as well."""
+
+ALLOWANCE_FACTOR = 1.5
+"""Times what a window costs: a machine that does other things now and then takes longer."""
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """What a program asked for."""
+
+    outputs: tuple[Output, ...]
+    """Where frames and sound go to."""
+    speakers: bool | int | str
+    """Whether sound is played, and on which device."""
+    late: LatePolicy
+    """What becomes of late frames."""
+    ends: Literal["mark", "silence"]
+    """How utterances end."""
+    on_event: OnEvent
+    """Called with every event, from any thread."""
+    on_chunk: Callable[[ChunkMade], None] | None
+    """Called with every chunk that was made."""
+
+
+class LiveRunning:
+    """Everything that runs."""
+
+    def __init__(self, room: LiveRoom, options: LiveOptions, *, state: LiveState, clock: Clock) -> None:
+        """Open engines, face and outputs; nothing moves before `start`."""
+        for output in options.outputs:
+            if output.check is not None:
+                output.check()
+        self._clock = clock
+        face = room.open()
+        wanted, canvas = room.shown_as(face)
+        self.latency = _latency(room, face, fps=wanted.fps)
+        """What a viewer waits for."""
+        self.playout = Playout(wanted.fps, face.rest_loop, policy=options.late, on_event=options.on_event)
+        """Says what is on."""
+        self.sound_clock = _open_sound(options)
+        """The master clock."""
+        self.ears = LiveEars(ends=options.ends, on_event=options.on_event)
+        """Where sound arrives."""
+        self.generator = Generator(self._parts(room, face, options, state=state, fps=wanted.fps), face)
+        """Makes frames."""
+        self._outputs = [OpenOutput(output, wanted, on_event=options.on_event) for output in options.outputs]
+        self.player = Player(self.playout, self.sound_clock, self._outputs, clock=clock, fps=wanted.fps, canvas=canvas)
+        """Shows frames."""
+        self._threads: list[threading.Thread] = []
+        self._source: Source | None = None
+        self._is_open: list[OpenOutput] = []
+
+    def start(self) -> None:
+        """Open the outputs and let everything run; what opening raises is raised here."""
+        for output in self._outputs:
+            output.start()
+            self._is_open.append(output)
+        self.sound_clock.__enter__()
+        for name, function in (("player", self.player.run), ("generator", self.generator.run)):
+            self._threads.append(threading.Thread(target=function, name=f"edgereels-{name}", daemon=True))
+            self._threads[-1].start()
+
+    def listen(self, source: Source) -> None:
+        """Take sound from a source."""
+        self._source = source
+        source.start(self.ears.hear, self.ears.close)
+
+    def stop(self, *, within_s: float) -> None:
+        """End everything; what is still busy then is left behind."""
+        until_s = self._clock.now_s() + within_s
+
+        def left_s() -> float:
+            return max(0.05, until_s - self._clock.now_s())
+
+        if self._source is not None:
+            self._source.stop()
+        self.ears.stop_waiting()
+        self.generator.stop()
+        self.player.stop()
+        if self._threads:
+            self._threads[0].join(left_s())  # the player: nothing more comes for the outputs
+        for output in self._is_open:
+            output.stop(timeout_s=left_s())
+        if self._threads:
+            self.sound_clock.__exit__(None, None, None)
+        for thread in self._threads[1:]:
+            thread.join(left_s())
+
+    def _parts(
+        self, room: LiveRoom, face: LiveFace, options: LiveOptions, *, state: LiveState, fps: int
+    ) -> GeneratorParts:
+        kept = [room.settings[0]]
+        for settings in room.settings[1:]:  # what is no cheaper on this machine is no way out
+            if _cost(face, settings) < _cost(face, kept[-1]):
+                kept.append(settings)
+        levels = [QualityLevel(each.steps, each.window, float(fps), cost=_cost(face, each)) for each in kept]
+        return GeneratorParts(
+            open_face=room.open,
+            ears=self.ears,
+            playout=self.playout,
+            position_s=self.sound_clock.position_s,
+            clock=self._clock,
+            allowance_s=self.latency.allowance_s,
+            qualities=tuple(kept),
+            giving_up=GivingUp(levels, on_event=options.on_event),
+            stage_s=room.stage_s,
+            state=state,
+            on_event=options.on_event,
+            on_chunk=options.on_chunk,
+        )
+
+
+def _cost(face: LiveFace, settings: LiveSettings) -> float:
+    """Return what a frame costs here, in seconds."""
+    return face.window_s[settings] / settings.chunk_frames
+
+
+def _latency(room: LiveRoom, face: LiveFace, *, fps: int) -> LiveLatency:
+    settings = room.settings[0]
+    compute_s = max(LEAST_ALLOWANCE_S, ALLOWANCE_FACTOR * face.window_s[settings])
+    return LiveLatency(
+        look_ahead_s=settings.first_frame_s,
+        allowance_s=math.ceil(compute_s * fps) / fps,
+        window=settings.window,
+        steps=settings.steps,
+        chunk_frames=settings.chunk_frames,
+    )
+
+
+def _open_sound(options: LiveOptions) -> SilentClock:
+    if options.speakers is False:
+        return SilentClock(SAMPLE_RATE, on_event=options.on_event)
+    device = None if options.speakers is True else options.speakers
+    return open_clock(SAMPLE_RATE, on_event=options.on_event, device=device)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sound and picture where they come out: a beep on the sound server's monitor, a flash on the screen, and between them.
+
+Everything is real but for the face: playout, player, speakers and window, on PulseAudio and on an X server.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pytest
+
+from edgereels.runtime.clock import MonotonicClock
+from edgereels.runtime.live_chunk import SAMPLES_PER_FRAME, LiveChunk
+from edgereels.runtime.live_outputs import LiveFormat, OpenOutput, to_window
+from edgereels.runtime.live_player import Player
+from edgereels.runtime.playout import Playout
+from edgereels.runtime.speakers import Speakers
+
+from .real_devices import Ear, Screen, SoundServer, beep, interval_95, say, until
+
+HEIGHT, WIDTH, RATE, FPS = 96, 128, 16000, 25
+MOST_OFFSET_S = 0.04
+FLASH_FRAMES = (10, 32, 57, 80, 105, 128, 151, 177, 200, 222)
+"""About 0.9 s apart, and not evenly."""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoundServer]:
+    with SoundServer(tmp_path_factory.mktemp("sound")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def screen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Screen]:
+    with Screen(tmp_path_factory.mktemp("screen")) as screen:
+        yield screen
+
+
+def flashing(*, sound_later_s: float) -> LiveChunk:
+    """Return a chunk that is white for four frames whenever it begins to beep, or so much earlier."""
+    count = FLASH_FRAMES[-1] + 25
+    frames = np.zeros((count, HEIGHT, WIDTH, 3), np.uint8)
+    sound = np.zeros(count * SAMPLES_PER_FRAME, np.float32)
+    tone = beep(length_s=0.1)
+    for first in FLASH_FRAMES:
+        frames[first : first + 4] = 255
+        start = first * SAMPLES_PER_FRAME + round(sound_later_s * RATE)
+        sound[start : start + len(tone)] = tone
+    return LiveChunk(frames, sound, 0, 0, True, 0.0, 0.0)
+
+
+@contextmanager
+def watched(screen: Screen, *, y: int, x: int) -> Iterator[list[float]]:
+    """Write down when a point of the screen becomes bright; it is looked at every millisecond."""
+    begins_s: list[float] = []
+    stopping = threading.Event()
+
+    def watch() -> None:
+        was_bright = False
+        while not stopping.wait(0.001):
+            is_bright = int(screen.pixels[y, x, 1]) > 127
+            if is_bright and not was_bright:
+                begins_s.append(time.perf_counter())
+            was_bright = is_bright
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield begins_s
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def offsets(server: SoundServer, screen: Screen, *, sound_later_s: float) -> np.ndarray:
+    """Play and return when each flash was seen less when its beep was heard, seconds."""
+    clock, chunk = MonotonicClock(), flashing(sound_later_s=sound_later_s)
+    playout = Playout(FPS, np.zeros((2, HEIGHT, WIDTH, 3), np.uint8))
+    output = OpenOutput(to_window("av offset"), LiveFormat(HEIGHT, WIDTH, FPS, RATE, ""), on_event=None)
+    with ExitStack() as stack:
+        ear = stack.enter_context(Ear(server.module))
+        speakers = stack.enter_context(Speakers(server.module, RATE))
+        until(lambda: speakers.playing, what="the speakers to play", within_s=10)
+        output.start()
+        stack.callback(output.stop, timeout_s=2)
+        player = Player(playout, speakers, [output], clock=clock, fps=FPS, canvas=None)
+        thread = threading.Thread(target=player.run)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(player.stop)
+        time.sleep(0.5)
+        seen_s = stack.enter_context(watched(screen, y=HEIGHT // 2, x=WIDTH // 2))
+        placed = playout.add(chunk, speakers.position_s() + 0.5)
+        until(lambda: speakers.position_s() > placed.stop_s + 0.5, what="the end of the sound", within_s=30)
+        heard_s = ear.onsets_s()
+    assert len(seen_s) == len(heard_s) == len(FLASH_FRAMES)
+    return np.array(seen_s) - heard_s
+
+
+def is_in_step(offsets_s: np.ndarray) -> bool:
+    return bool(np.all(np.abs(offsets_s) <= MOST_OFFSET_S))
+
+
+def test_flash_and_beep_come_together(server: SoundServer, screen: Screen, capsys: pytest.CaptureFixture[str]) -> None:
+    offsets_s = offsets(server, screen, sound_later_s=0.0)
+    low_s, high_s = interval_95(offsets_s)
+    say(
+        capsys,
+        f"picture less sound, n = {len(offsets_s)}: median {1000 * np.median(offsets_s):.1f} ms "
+        f"({1000 * low_s:.1f} to {1000 * high_s:.1f}), {1000 * offsets_s.min():.1f} to {1000 * offsets_s.max():.1f} ms",
+    )
+    assert is_in_step(offsets_s)
+
+
+def test_sound_that_is_late_is_caught(server: SoundServer, screen: Screen) -> None:
+    """Negative control: 200 ms."""
+    offsets_s = offsets(server, screen, sound_later_s=0.2)
+    assert not is_in_step(offsets_s)
+    assert np.median(offsets_s) == pytest.approx(-0.2, abs=MOST_OFFSET_S)

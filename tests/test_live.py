@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Live` whole, with its own threads and clock, on a face that shows what it hears. A test lasts about a second."""
+
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from edgereels.runtime.clock import MonotonicClock
+from edgereels.runtime.errors import EdgereelsError, MediaError, NotFiniteError, UsageError
+from edgereels.runtime.live_outputs import to_callback, to_file
+from edgereels.runtime.live_reports import ChunkMade, ShownMedia
+from edgereels.runtime.live_settings import LiveSettings
+from edgereels.runtime.live_sinks import SinkClosed
+from edgereels.runtime.live_state import State
+from edgereels.runtime.sources import WavSource
+
+from .fake_room import LOUD, LOW, QUIET, FakeRoom, Viewer, bursts, is_loud, open_live
+
+PATTERN = [0, 1, 5, 6, 7, 13, 14, 20, 21, 22, 23, 27]
+SPEECH = bursts(PATTERN, count=30)
+
+
+def loud_frames(viewer: Viewer) -> list[int]:
+    return [media.index for media in viewer.spoken if is_loud(media)]
+
+
+def push_in_blocks(live: Any, sound: np.ndarray, *, block: int) -> None:
+    for first in range(0, len(sound), block):
+        live.push(sound[first : first + block])
+    live.end_utterance()
+
+
+# ── What is seen is what is heard ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("block", [37, 640, 50_000], ids=["crumbs", "frames", "whole"])
+def test_every_frame_shows_its_own_sound_however_it_was_pushed(block: int) -> None:
+    room, viewer = FakeRoom(), Viewer()
+    with open_live(room, viewer) as live:
+        push_in_blocks(live, SPEECH, block=block)
+        assert live.wait_idle(10)
+        assert live.state is State.READY
+    assert loud_frames(viewer) == PATTERN
+    assert viewer.out_of_step() == 0
+    assert [media.index for media in viewer.spoken] == list(range(len(viewer.spoken)))
+    assert len(viewer.spoken) >= 30 + 6  # and a way back to rest
+    assert viewer.seen[-1].kind == "rest" and live.state is State.STOPPED
+    assert room.closed == 1
+
+
+def test_a_face_that_lags_is_caught_by_the_same_measure() -> None:
+    viewer = Viewer()
+    with open_live(FakeRoom(), viewer) as live:
+        push_in_blocks(live, SPEECH, block=640)
+        live.wait_idle(10)
+    late = sum(is_loud(a) != (np.abs(b.sound).max() > 0.01) for a, b in pairwise(viewer.spoken))
+    assert late >= 8
+
+
+def test_sound_of_another_rate_comes_out_in_step() -> None:
+    viewer = Viewer()
+    with open_live(FakeRoom(), viewer) as live:
+        sound = bursts(PATTERN, count=30, rate=24000)
+        live.push((sound * 32767).astype(np.int16)[:, None], 24000)
+        live.end_utterance()
+        assert live.wait_idle(10)
+    assert set(PATTERN) <= set(loud_frames(viewer))
+    assert viewer.out_of_step() <= 12  # the resampler's ringing reaches into the frames beside a burst
+
+
+def test_utterances_follow_each_other_and_rest_in_between() -> None:
+    viewer = Viewer()
+    with open_live(FakeRoom(), viewer) as live:
+        for _number in range(2):
+            push_in_blocks(live, bursts([2, 3], count=8), block=640)
+            assert live.wait_idle(10)
+    by_utterance = {media.utterance for media in viewer.spoken}
+    assert by_utterance == {0, 1}
+    kinds = "".join(media.kind[0] for media in viewer.seen)
+    assert "rs" in kinds.replace("h", "") and kinds.endswith("r")
+
+
+def test_frames_come_at_their_time() -> None:
+    viewer = Viewer()
+    stamps: list[float] = []
+    with open_live(
+        FakeRoom(), viewer, outputs=[to_callback(lambda media: stamps.append(time.perf_counter() - media.due_s))]
+    ):
+        time.sleep(1.0)
+    assert 20 <= len(stamps) <= 30
+    assert 0 <= float(np.median(stamps)) < 0.02
+
+
+# ── Never ahead of the sound ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_chunk_hears_nothing_that_had_not_arrived(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "speech.wav", np.tile(SPEECH, 2), 16000, subtype="PCM_16")
+    chunks: list[ChunkMade] = []
+    source = WavSource(tmp_path / "speech.wav", MonotonicClock())
+    began_s = time.perf_counter()
+    with open_live(FakeRoom(), Viewer(), source=source, on_chunk=chunks.append) as live:
+        assert live.wait_over(20)
+    first = chunks[0]
+    assert first.needed_sample >= (17 - 5 + 2) * 640  # what the window needs by construction
+    for chunk in chunks:
+        assert chunk.needed_sample / 16000 <= chunk.audio_ready_s - began_s + 0.021
+        assert chunk.intended_s <= chunk.audio_ready_s <= chunk.start_s <= chunk.ready_s
+        assert sum(chunk.stages.values()) + sum(chunk.waits.values()) == pytest.approx(
+            chunk.ready_s - chunk.audio_ready_s, abs=1e-6
+        )
+
+
+# ── Interruption ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_interruption_stops_sound_and_mouth_within_a_frame() -> None:
+    room, viewer = FakeRoom(), Viewer()
+    with open_live(room, viewer) as live:
+        push_in_blocks(live, bursts(range(200), count=200), block=3200)
+        while len(viewer.spoken) < 15:
+            time.sleep(0.01)
+        live.interrupt()
+        cut_s = live.position_s()
+        assert live.wait_idle(10)
+    after = [media for media in viewer.seen if media.media_s > cut_s + 0.04]
+    assert after and not any(is_loud(media) and media.kind == "speech" for media in after)
+    assert not any(np.abs(media.sound).max() > 0 for media in after)
+    assert len(viewer.spoken) < 100 and viewer.seen[-1].kind == "rest"
+    assert LOUD in room.began_from  # the way back begins at the face as it was
+
+
+def test_what_is_said_after_an_interruption_begins_where_the_face_is() -> None:
+    room, viewer = FakeRoom(), Viewer()
+    with open_live(room, viewer) as live:
+        push_in_blocks(live, bursts(range(100), count=100), block=3200)
+        while len(viewer.spoken) < 15:
+            time.sleep(0.01)
+        live.interrupt()
+        made = room.windows_made
+        push_in_blocks(live, bursts([20], count=24), block=640)
+        assert live.wait_idle(10)
+    assert room.began_from[made] == LOUD or LOUD in room.began_from[made : made + 2]
+    assert loud_frames(viewer)[-1] == 20 and viewer.spoken[-1].utterance != viewer.spoken[0].utterance
+
+
+# ── Faults ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_window_of_nan_costs_one_chunk() -> None:
+    room, viewer, events = FakeRoom(plan={1: NotFiniteError("NaN")}), Viewer(), list[dict[str, Any]]()
+    with open_live(room, viewer, on_event=events.append) as live:
+        push_in_blocks(live, SPEECH, block=640)
+        assert live.wait_idle(10)
+        assert live.state is State.READY
+    lost = [media.index for media in viewer.spoken if is_loud(media) != (media.index in PATTERN)]
+    assert lost and all(12 <= index < 24 for index in lost)  # the second chunk's, and no other
+    sounds = np.concatenate([media.sound for media in viewer.spoken])[: len(SPEECH)]
+    assert np.array_equal(sounds, SPEECH)  # the sound goes on
+    codes = [event["code"] for event in events]
+    assert codes.count("S_NONFINITE") >= 1 and "S_RECOVERED" in codes and room.opened == 1
+
+
+def test_an_engine_that_fails_is_opened_anew() -> None:
+    room, viewer = FakeRoom(plan={1: RuntimeError("out of memory")}, broken_openings=1), Viewer()
+    with open_live(room, viewer) as live:
+        push_in_blocks(live, SPEECH, block=640)
+        assert live.wait_idle(20)
+        assert live.state is State.READY
+    assert room.opened == 3  # at first, in vain, and again
+    assert [index for index in loud_frames(viewer) if index >= 24] == [27]
+
+
+def test_an_engine_that_always_fails_ends_the_stream_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgereels.runtime.recovery.BACKOFF_S", (0.01,))
+    room = FakeRoom(plan={number: RuntimeError("gone") for number in range(100)})
+    with open_live(room, Viewer()) as live:
+        live.push(np.tile(SPEECH, 10))
+        live.end_utterance()
+        with pytest.raises(EdgereelsError, match="gone"):
+            live.wait_over(30)
+        assert live.state is State.FAILED
+    assert live.state is State.FAILED
+
+
+def test_a_slow_machine_gives_up_quality_and_never_stands_still() -> None:
+    better = LiveSettings(17, 5, 0, 2)
+    room, viewer, events = FakeRoom(cost_s=0.55, settings=(better, LOW)), Viewer(), list[dict[str, Any]]()
+    room_face = room.open
+    room.open = lambda: _with_costs(room_face(), {better: 0.3, LOW: 0.1})  # type: ignore[method-assign]
+    with open_live(room, viewer, on_event=events.append) as live:
+        live.push(bursts(range(0, 120, 3), count=120))
+        live.end_utterance()
+        assert live.wait_idle(20)
+    codes = [event["code"] for event in events]
+    assert "S_LATE" in codes and "S_QUALITY" in codes and LOW in room.used
+    assert loud_frames(viewer) == list(range(0, 120, 3))  # late, and all of it
+    media = [each.media_s for each in viewer.seen]
+    assert np.diff(media).max() < 0.041  # a picture in every slot
+    assert live.counts.stalls >= 1
+
+
+def _with_costs(face: Any, costs: dict[LiveSettings, float]) -> Any:
+    object.__setattr__(face, "window_s", costs)
+    return face
+
+
+def test_an_utterance_that_nobody_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgereels.runtime.live_generator.STARVED_S", 0.3)
+    viewer, events = Viewer(), list[dict[str, Any]]()
+    with open_live(FakeRoom(), viewer, on_event=events.append) as live:
+        live.push(bursts([3], count=10))
+        assert live.wait_idle(10)
+        live.push(bursts([3], count=10))
+        live.end_utterance()
+        assert live.wait_idle(10)
+    assert [event["code"] for event in events].count("S_STARVED") == 1
+    assert {media.utterance for media in viewer.spoken} == {0, 1}
+
+
+# ── Outputs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_output_that_breaks_harms_no_other() -> None:
+    def break_down(_media: ShownMedia) -> None:
+        raise OSError("the cable was pulled")
+
+    viewer, events = Viewer(), list[dict[str, Any]]()
+    with open_live(
+        FakeRoom(), viewer, outputs=[to_callback(break_down, name="broken")], on_event=events.append
+    ) as live:
+        push_in_blocks(live, SPEECH, block=640)
+        assert live.wait_idle(10)
+        assert live.state is State.DEGRADED and live.causes == ("S_FAILED",)
+    assert loud_frames(viewer) == PATTERN
+    assert [event["sink"] for event in events if event["event"] == "sink_failed"] == ["broken"]
+
+
+def test_a_closed_window_ends_the_wait() -> None:
+    def close(_media: ShownMedia) -> None:
+        raise SinkClosed("the window was closed", code="WINDOW_CLOSED")
+
+    with open_live(FakeRoom(), Viewer(), outputs=[to_callback(close)]) as live:
+        began_s = time.perf_counter()
+        assert live.wait_over(10)
+        assert time.perf_counter() - began_s < 2
+
+
+def test_it_ends_within_two_seconds_with_a_sink_that_hangs_and_a_whole_file(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    hang = threading.Event()
+    with open_live(
+        FakeRoom(),
+        Viewer(),
+        outputs=[to_file(tmp_path / "talk.mp4"), to_callback(lambda _media: hang.wait(), limit_s=0.1)],
+    ) as live:
+        push_in_blocks(live, SPEECH, block=640)
+        live.wait_idle(10)
+        began_s = time.perf_counter()
+        live.stop()
+        took_s = time.perf_counter() - began_s
+        hang.set()
+    assert took_s < 2.0
+    with av.open(str(tmp_path / "talk.mp4")) as film:
+        frames = [frame.to_ndarray(format="rgb24")[0, 0, 0] for frame in film.decode(video=0)]
+    loud = [number for number, level in enumerate(frames) if level > 100]
+    assert len(loud) == len(PATTERN) and np.array_equal(np.diff(loud), np.diff(PATTERN))
+    assert not (tmp_path / "talk.mp4.partial").exists()
+
+
+# ── Wrong use ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_stream_that_has_not_begun_or_has_ended_says_so() -> None:
+    live = open_live(FakeRoom(), Viewer())
+    with pytest.raises(UsageError, match="inside `with`"):
+        live.position_s()
+    with live:
+        pass
+    live.stop()
+    with pytest.raises(UsageError, match="has run already"), live:
+        pass
+    with pytest.raises(UsageError, match="closed"):
+        live.push(SPEECH)
+
+
+def test_pushing_into_a_stream_with_a_source_is_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "speech.wav", SPEECH, 16000)
+    source = WavSource(tmp_path / "speech.wav", MonotonicClock())
+    with open_live(FakeRoom(), Viewer(), source=source) as live:
+        with pytest.raises(UsageError, match="leave the source out"):
+            live.push(SPEECH)
+        with pytest.raises(UsageError, match="leave the source out"):
+            live.end_utterance()
+
+
+def test_a_source_that_fails_is_told_at_the_end() -> None:
+    class Broken:
+        def start(self, on_block: Any, on_end: Any) -> None:
+            on_end(MediaError("the file ends in the middle"))
+
+        def stop(self) -> None:
+            return None
+
+    with open_live(FakeRoom(), Viewer(), source=Broken()) as live, pytest.raises(MediaError, match="in the middle"):
+        live.wait_over(5)
+
+
+def test_an_output_that_can_not_be_opened_stops_it_before_anything_runs(tmp_path: Path) -> None:
+    room = FakeRoom()
+    with pytest.raises(EdgereelsError), open_live(room, Viewer(), outputs=[to_file(tmp_path / "nowhere" / "talk.mp4")]):
+        pass
+    assert room.opened == 0 and room.closed == 1
+
+
+def test_the_wait_for_idle_has_an_end() -> None:
+    with open_live(FakeRoom(plan={0: 0.5}), Viewer()) as live:
+        live.push(SPEECH)
+        assert not live.wait_idle(0.1)
+        assert QUIET < LOUD
