@@ -134,7 +134,6 @@ def _what(arguments: argparse.Namespace) -> tuple[Samples, Asked]:
         utterance_s=whole_frames(arguments.utterance),
         push_speed=arguments.push_speed,
         pause_s=arguments.pause,
-        seed=arguments.seed or 0,
     )
     session = session_arguments(arguments) | {"on_compile": _on_compile(arguments)}
     asked = Asked(

@@ -36,27 +36,30 @@ MOST_KEPT_UTTERANCES = 16
 
 
 class TraceLog:
-    """Where lines of all threads go: they wait until the first line of the trace is known."""
+    """Where lines of all threads go: they wait for the first line of the trace, and are dropped after its end."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: list[Line] = []
-        self._writer: TraceWriter | None = None
+        self._take: Callable[[Line], None] = self._waiting.append
 
     def write(self, line: Line) -> None:
         """Write a line, now or after the first."""
         with self._lock:
-            if self._writer is None:
-                self._waiting.append(line)
-                return
-        self._writer.write(line)
+            self._take(line)
 
     def begin(self, writer: TraceWriter) -> None:
         """Write what has waited, and everything from now on, into a trace that has its first line."""
         with self._lock:
             for line in self._waiting:
                 writer.write(line)
-            self._waiting, self._writer = [], writer
+            self._waiting.clear()
+            self._take = writer.write
+
+    def end(self) -> None:
+        """Take nothing more: the trace is about to be sealed."""
+        with self._lock:
+            self._take = lambda _line: None
 
 
 @dataclass

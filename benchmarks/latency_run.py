@@ -13,7 +13,7 @@ from typing import Any
 
 from ..runtime import GRAPH_STAGES, AvatarSession, Clock, MonotonicClock, Stopped, __version__, to_callback
 from .latency_recorder import SAMPLE_RATE, Recorder, TraceLog, first_line
-from .latency_scenarios import Plan, Stage, attend, first_words, play
+from .latency_scenarios import OWN_SETTINGS, Plan, Stage, attend, first_words, play
 from .latency_trace import Contention, Event, Line
 from .latency_trace_file import TraceWriter, read_trace
 from .machine_watch import MachineWatch, environment, process_began_s
@@ -47,8 +47,10 @@ class Asked:
 
     def settings(self) -> dict[str, Any]:
         """Return everything as a report says it; of paths the name alone."""
-        given = {"package": self.package, **self.session, **self.live, **dataclasses.asdict(self.plan)}
-        for name in ("scenario", "on_compile"):
+        own = ("duration_s", *OWN_SETTINGS.get(self.plan.scenario, ()))
+        given: dict[str, Any] = {"package": self.package, **self.session, **self.live}
+        given |= {name: getattr(self.plan, name) for name in own}
+        for name in ("on_compile", *(("latency",) if self.plan.scenario == "file" else ())):
             given.pop(name, None)
         for name in ("package", "avatar"):
             given[name] = Path(given[name]).name if given.get(name) else None
@@ -179,6 +181,8 @@ def _writing(asked: Asked, session: Any, stages: list[Stage], run: _Run) -> Iter
             yield
         except Stopped as asked_to_end:
             stopped = asked_to_end
+        finally:
+            run.log.end()
     if stopped is not None:
         raise stopped
 

@@ -51,8 +51,12 @@ class Plan:
     """Of each turn: seconds of sound per second."""
     pause_s: float = 1.0
     """Between utterances in soak."""
-    seed: int = 0
+    pause_seed: int = 0
     """Of the pauses between turns."""
+
+
+OWN_SETTINGS = {"turns": ("turns", "utterance_s", "push_speed", "pause_seed"), "soak": ("pause_s",)}
+"""Fields of a plan that a scenario has beside its duration."""
 
 
 class NoAnswerError(EngineError):
@@ -113,7 +117,7 @@ def _soak(plan: Plan, stage: Stage, clip: Clip) -> None:
 
 def _turns(plan: Plan, stage: Stage, clip: Clip) -> None:
     """Speak to a face that rests, again and again."""
-    pauses, last_s = random.Random(plan.seed), stage.clock.now_s() + plan.duration_s
+    pauses, last_s = random.Random(plan.pause_seed), stage.clock.now_s() + plan.duration_s
     for _ in range(plan.turns):
         stage.rest()
         start_s = stage.clock.now_s() + pauses.uniform(*TURN_PAUSES_S)

@@ -28,6 +28,8 @@ TOLERANCE_S = 1e-3
 VOIDING_EVENTS = {
     "nonfinite_latent": "a latent held NaN or infinity",
     "throttled": "the processor was throttled",
+    "chunk_lost": "a chunk was lost to a fault and the picture before it shown in its place",
+    "given_up": "the session failed before the end",
 }
 """Names of events after which the figures are of something else than what was asked."""
 
@@ -54,7 +56,7 @@ def contention(recorded: Recorded) -> dict[str, Any]:
 
 
 def peeks(recorded: Recorded) -> list[int]:
-    """Return the indices of chunks made from sound that had not arrived when work on them began."""
+    """Return the indices of chunks made from sound that had not arrived when they say it had, or work on them began."""
     found: list[int] = []
     blocks = by_stream(recorded.sound_blocks)
     for stream, chunks in by_stream(recorded.chunks).items():
@@ -62,7 +64,8 @@ def peeks(recorded: Recorded) -> list[int]:
         arrived_s = np.array([block.arrived_s for block in own])
         held_s = np.concatenate([[0.0], np.cumsum([block.samples / block.sample_rate for block in own])])
         for chunk in chunks:
-            had_s = held_s[np.searchsorted(arrived_s, chunk.start_s + TOLERANCE_S, side="right")]
+            ready_s = min(chunk.start_s, chunk.audio_ready_s)
+            had_s = held_s[np.searchsorted(arrived_s, ready_s + TOLERANCE_S, side="right")]
             too_much = chunk.needed_sound_s is not None and chunk.needed_sound_s > had_s + TOLERANCE_S
             if too_much or chunk.start_s < chunk.audio_ready_s - TOLERANCE_S:
                 found.append(chunk.index)

@@ -35,6 +35,7 @@ VOIDS: dict[str, tuple[Run, Callable[[list[Any]], list[Any]], str]] = {
         "work and waits of 758 chunks miss their length, by up to 25",
     ),
     "peeking": (RUN, each(Chunk, needed_sound_s=1e6), "made from sound that had not arrived"),
+    "sound said to have been there": (RUN, each(Chunk, audio_ready_s=0.0), "made from sound that had not arrived"),
     "begun too early": (RUN, each(Chunk, audio_ready_s=1e6), "made from sound that had not arrived"),
     "closed loop": (RUN, each(SoundBlock, arrived_s=0.0), "handed over before their time"),
     "busy before": (RUN, each(Contention, psi=86.0), "86.0 % of the minute before"),
@@ -43,6 +44,8 @@ VOIDS: dict[str, tuple[Run, Callable[[list[Any]], list[Any]], str]] = {
     "unwatched": (RUN, lambda lines: [one for one in lines if not isinstance(one, Contention)], "was not recorded"),
     "little memory": (RUN, each(Memory, free_share=0.05), "only 5.0% of memory was free"),
     "NaN": (RUN, lambda lines: [*lines, Event("nonfinite_latent", "M", 1.0)], "a latent held NaN"),
+    "a lost chunk": (RUN, lambda lines: [*lines, Event("chunk_lost", "S_NONFINITE", 1.0)], "a chunk was lost"),
+    "a failed session": (RUN, lambda lines: [*lines, Event("given_up", "S_FAILED", 1.0)], "the session failed"),
     "throttled": (RUN, lambda lines: [*lines, Event("throttled", None, 1.0)], "was throttled (1 times)"),
     "nothing": (RUN, lambda lines: [one for one in lines if not isinstance(one, Chunk)], "no chunk was measured"),
 }
