@@ -417,6 +417,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compute", default="auto", help="as of `edgereels render`: auto, f32, bf16")
     parser.add_argument("--json", action="store_true", help="print everything for machines")
     parser.add_argument(
+        "--live",
+        choices=("low", "balanced", "quality"),
+        help="measure the frames of a live stream of that latency; --reference-package then says what live costs",
+    )
+    parser.add_argument(
         "--figures", type=Path, metavar="FILE.json", help="write everything for machines beside the table"
     )
     return parser
@@ -431,8 +436,13 @@ def main(arguments: list[str] | None = None) -> int:
     def renderer(package: str) -> Renderer:
         return Renderer(package, device=chosen.device, compute=chosen.compute, threads=chosen.threads)
 
+    ours = renderer(chosen.package)
+    if chosen.live:
+        from .live_rendering import LiveRenderer
+
+        ours = LiveRenderer(**vars(ours), latency=chosen.live)
     found = measure(
-        renderer(chosen.package),
+        ours,
         plan=plan,
         checkpoint=chosen.checkpoint,
         reference=renderer(chosen.reference_package) if chosen.reference_package else None,
