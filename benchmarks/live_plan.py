@@ -72,6 +72,8 @@ def why_not(window: int, *, motion: int, drop: int) -> str:
     """Return why a live stream can't have such windows; "" where it can."""
     if window % 4 != 1 or window < 5:
         return f"a window has 5, 9, 13, … frames, not {window}"
+    if drop % 4 or drop < 0:
+        return f"drop is {drop}; expected one of 0, 4, 8, … frames"
     if window - motion - drop < 1 or window < motion + 5:
         return f"a window of {window} frames has no room for {motion} known, {drop} dropped and 5 pinned ones"
     return ""
@@ -173,9 +175,10 @@ class Curve:
         if at == len(self.points):
             return _in_proportion(self.points[-1], operations)
         if at == 0:
-            in_proportion_s = _in_proportion(self.points[0], operations)
+            first = self.points[0]
+            in_proportion_s = _in_proportion(first, operations)
             line_s = _on_line(self.points[:2], operations) if len(self.points) > 1 else in_proportion_s
-            return min(max(in_proportion_s, line_s), self.points[0][1])
+            return min(max(in_proportion_s, line_s), first[1])
         return _on_line(self.points[at - 1 : at + 1], operations)
 
 

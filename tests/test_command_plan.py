@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`edgereels plan`: on a package that stands in for a real one, and slowly on the embedded one against what it takes."""
+"""`edgereels plan`: on a package that stands in for a real one; slowly on the embedded one, against what it takes."""
 
 import json
 import statistics
@@ -73,24 +73,31 @@ def test_progress_is_said_on_stderr_only_where_it_is_asked_for(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--size", "30x64"], "multiples of 16"),
-        (["--size", "64"], "HEIGHTxWIDTH"),
-        (["--window", "18"], "not 18"),
-        (["--window", "9"], "no room"),
-        (["--steps", "0"], "at least 1"),
-        (["--seconds", "nan"], "more than 0"),
-        (["--device", "tpu"], "tpu"),
-        (["--drop", "3"], "drop"),
-        (["--loud"], "--loud"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_wrong_usage_is_said_before_anything_runs(package: Path, options: list[str], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        main([str(package), *options])
+WRONG = {
+    "--size 30x64": "multiples of 16",
+    "--size 64": "expected HEIGHTxWIDTH",
+    "--steps 0": "at least 1",
+    "--seconds nan": "more than 0",
+    "--device tpu": "'tpu'",
+    "--loud": "--loud",
+}
+
+
+@pytest.mark.parametrize("options", WRONG)
+def test_wrong_usage_is_one_line_and_exit_2(options: str, package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([str(package), *options.split()])
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.count("\n") == 1 and WRONG[options] in said
+
+
+IMPOSSIBLE = {"--window 18": "not 18", "--window 9": "no room", "--drop 3": "drop is 3"}
+
+
+@pytest.mark.parametrize("options", IMPOSSIBLE)
+def test_a_window_that_can_not_be_is_wrong_usage(options: str, package: Path) -> None:
+    with pytest.raises(UsageError, match=IMPOSSIBLE[options]):
+        main([str(package), *options.split()])
 
 
 def test_a_package_or_avatar_that_is_not_there_is_an_error(package: Path, tmp_path: Path) -> None:
@@ -102,7 +109,7 @@ def test_a_package_or_avatar_that_is_not_there_is_an_error(package: Path, tmp_pa
 
 def test_an_avatars_size_is_that_at_which_it_is_shown(package: Path) -> None:
     opened = ModelPackage.open(package)
-    assert face_of(opened, "still").size == (32, 64) and face_of(opened, "still").fits
+    assert face_of(opened, "still").size == (32, 64) and face_of(opened, "still").box == (64, 128)
     with AvatarSession.open(package, threads=1) as session:
         for name in opened.manifest.avatars:
             chunk = next(iter(session.stream(audio=np.ones(8000, np.float32) * 0.1, avatar=name, canvas=False)))
@@ -131,7 +138,7 @@ def test_what_was_not_measured_takes_as_long_as_predicted(default_session: Avata
     predicted = {one.setting: one for one in plan.predictions}
     assert not predicted[MEASURED].is_measured
     truth = calibrate(
-        default_session, [MEASURED], operations=operations.window, avatar=None, has_canvas=False, budget_s=5
+        default_session, [MEASURED], operations=operations.window, avatar=None, canvas_at=None, budget_s=5
     )
     seen_s = statistics.median(truth.points[0].windows_s)
 

@@ -35,7 +35,7 @@ def calls_of(samples: tuple[Sample, ...], setting: Setting) -> Counter[Call]:
 def test_every_call_of_a_window_is_measured_as_often_as_it_is_planned(session: AvatarSession) -> None:
     """What `chunk_calls` says is what the runtime does: piece by piece, step by step."""
     operations = CallOperations(session.package).window
-    found = calibrate(session, SETTINGS, operations=operations, avatar="still", has_canvas=True, budget_s=60)
+    found = calibrate(session, SETTINGS, operations=operations, avatar="still", canvas_at=SETTINGS[0], budget_s=60)
     assert [point.setting for point in found.points] == SETTINGS and not found.left_out
     for index, point in enumerate(found.points):
         planned = Counter(chunk_calls(point.setting, has_image=True, has_canvas=index == 0))
@@ -51,7 +51,7 @@ def test_every_call_of_a_window_is_measured_as_often_as_it_is_planned(session: A
 def test_a_plan_of_other_windows_is_seen(session: AvatarSession) -> None:
     """Negative control: what is measured does not fit to another motion."""
     operations = CallOperations(session.package).window
-    found = calibrate(session, SETTINGS[1:2], operations=operations, avatar="still", has_canvas=False, budget_s=60)
+    found = calibrate(session, SETTINGS[1:2], operations=operations, avatar="still", canvas_at=None, budget_s=60)
     seen = {
         call: times / len(found.points[0].windows_s) for call, times in calls_of(found.samples, SETTINGS[1]).items()
     }
@@ -61,7 +61,7 @@ def test_a_plan_of_other_windows_is_seen(session: AvatarSession) -> None:
 
 def test_without_time_the_first_point_alone_is_measured(session: AvatarSession) -> None:
     operations = CallOperations(session.package).window
-    found = calibrate(session, SETTINGS, operations=operations, avatar="still", has_canvas=False, budget_s=1e-9)
+    found = calibrate(session, SETTINGS, operations=operations, avatar="still", canvas_at=None, budget_s=1e-9)
     assert [point.setting for point in found.points] == SETTINGS[:1]
     assert found.left_out == tuple(SETTINGS[1:])
     assert len(found.points[0].windows_s) == 1
