@@ -2,14 +2,20 @@
 """A window that shows the newest frame of a live stream, on OpenCV."""
 
 import os
+import queue
 import socket
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from .errors import MissingExtraError, OutputError
 from .live_sinks import LiveSink, Media, SinkClosed
+
+Result = TypeVar("Result")
 
 ESCAPE = 27
 CLOSING_KEYS = frozenset({ESCAPE, ord("q"), ord("Q")})
@@ -24,8 +30,8 @@ class NoDisplayError(OutputError):
 class VideoWindow(LiveSink):
     """Shows the last frame of what it is given; closed by Escape, q or the window's own cross.
 
-    OpenCV wants all its calls from one thread: the one that enters `with`. On Linux and Windows that is a
-    `SinkWorker`'s; on macOS it must be the process's first thread, so call `SinkWorker.run` there.
+    May be used from any one thread: see `WindowThread`. On macOS that must be the process's first thread, so call
+    `SinkWorker.run` there.
     """
 
     def __init__(self, title: str, *, full_screen: bool = False, module: Any = None) -> None:
@@ -33,7 +39,7 @@ class VideoWindow(LiveSink):
 
         Args:
             title: of the window.
-            full_screen: fill the screen, keeping the picture's proportions.
+            full_screen: fill the screen, keeping the picture's proportions; on X11 a window manager has to be there.
             module: what stands for cv2.
 
         Raises:
@@ -49,42 +55,90 @@ class VideoWindow(LiveSink):
         """Whether somebody closed the window."""
 
     def __enter__(self) -> Self:
-        try:
-            cv2 = self._cv2  # GUI_NORMAL: no toolbar and no status line, which Qt builds take from the picture's room
-            cv2.namedWindow(self._title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
-        except self._cv2.error as error:  # a build without windows (opencv-python-headless)
-            reason = str(error).splitlines()[0]
-            raise NoDisplayError(
-                f"OpenCV can't open a window ({reason}); expected a build with windows: pip install opencv-python in "
-                "place of opencv-python-headless"
-            ) from error
-        if self._full_screen:
-            self._cv2.setWindowProperty(self._title, self._cv2.WND_PROP_FULLSCREEN, self._cv2.WINDOW_FULLSCREEN)
+        WindowThread.call(self._open)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with suppress(self._cv2.error):  # a window that the user closed is gone already
-            self._cv2.destroyWindow(self._title)
+            WindowThread.call(lambda: self._cv2.destroyWindow(self._title))
 
     def write(self, media: Media) -> None:
         """Show the last of the frames, and look whether the window was closed."""
         newest = media.frames[-1]
+        WindowThread.call(lambda: self._show(newest))
+        self.idle()
+
+    def idle(self) -> None:
+        """Let the window answer to the user."""
+        pressed, is_visible = WindowThread.call(self._answer)
+        if not is_visible or (pressed >= 0 and (pressed & 0xFF) in CLOSING_KEYS):
+            self.closed = True
+            raise SinkClosed("the window was closed", code="WINDOW_CLOSED")
+
+    def _open(self) -> None:
+        cv2 = self._cv2
+        try:  # GUI_NORMAL: no toolbar and no status line, which Qt builds take from the picture's room
+            cv2.namedWindow(self._title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+        except cv2.error as error:  # a build without windows (opencv-python-headless)
+            reason = str(error).splitlines()[0]
+            raise NoDisplayError(
+                f"OpenCV can't open a window ({reason}); expected a build with windows: pip install opencv-python in "
+                "place of opencv-python-headless"
+            ) from error
+        if self._full_screen:
+            cv2.setWindowProperty(self._title, cv2.WND_PROP_FULLSCREEN, cv2.WINDOW_FULLSCREEN)
+
+    def _show(self, newest: Any) -> None:
         if not (self._sized or self._full_screen):
             height, width = newest.shape[:2]
             self._cv2.resizeWindow(self._title, width, height)
         self._sized = True
         self._cv2.imshow(self._title, self._cv2.cvtColor(newest, self._cv2.COLOR_RGB2BGR))
-        self.idle()
 
-    def idle(self) -> None:
-        """Let the window answer to the user."""
+    def _answer(self) -> tuple[int, bool]:
+        """Return the key that was pressed, -1 for none, and whether the window is there."""
         pressed = self._cv2.waitKey(1)  # milliseconds, the shortest; also what draws the window
-        gone = self._cv2.getWindowProperty(self._title, self._cv2.WND_PROP_VISIBLE) < 1
-        if gone or (pressed >= 0 and (pressed & 0xFF) in CLOSING_KEYS):
-            self.closed = True
-            raise SinkClosed("the window was closed", code="WINDOW_CLOSED")
+        return pressed, self._cv2.getWindowProperty(self._title, self._cv2.WND_PROP_VISIBLE) >= 1
+
+
+class WindowThread:
+    """The one thread of the process that calls OpenCV's windows, begun when first needed.
+
+    Qt, which draws them on Linux, wants all its calls from the thread that made its first window, as long as the
+    process lives: a second window from another thread would hang. macOS wants its first thread: there the caller's is
+    taken.
+    """
+
+    _calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] | None = None
+    _beginning = threading.Lock()
+
+    @classmethod
+    def call(cls, function: Callable[[], Result]) -> Result:
+        """Return what a function returns, or raise what it raises."""
+        if sys.platform == "darwin":
+            return function()
+        future: Future[Result] = Future()
+        cls._queue().put((function, future))
+        return future.result()
+
+    @classmethod
+    def _queue(cls) -> queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]]:
+        with cls._beginning:
+            if cls._calls is None:
+                cls._calls = queue.SimpleQueue()
+                threading.Thread(target=cls._run, args=(cls._calls,), name="edgereels-opencv", daemon=True).start()
+            return cls._calls
+
+    @staticmethod
+    def _run(calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]]) -> None:
+        while True:
+            function, future = calls.get()
+            try:
+                future.set_result(function())
+            except BaseException as error:  # the caller's to deal with
+                future.set_exception(error)
 
 
 def check_display() -> None:
