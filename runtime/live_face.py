@@ -3,7 +3,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from .live_hearing import LiveHearing
 from .live_key_frames import KeyFrames
 from .live_settings import LiveSettings
 from .live_settling import settle, settling_frames
-from .live_windows import Floats, LiveWindows, Pixels, heard_frames, last_frames, pinned_stop
+from .live_windows import Floats, LiveWindows, Pixels, heard_frames, last_frames
 from .model_package import ModelPackage
 from .passes import Passes
 from .placement import OnCompile, Placement
@@ -26,6 +26,9 @@ from .timing import Trace
 
 REST_WINDOWS = 6
 """Windows of the rest loop; with 33 frames each, 6 s."""
+
+TRIED_WINDOWS = 3
+"""Of the settings that a slow machine falls back to: to learn what they cost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +77,11 @@ def open_face(
         UsageError: settings that it can't have.
     """
     preparation = Preparation(package, placement, face, size=None, trace=trace)
-    for wanted in settings:
-        _freeze(package, placement, wanted, size=preparation.size, on_compile=on_compile)
+    networks = tuple(dict.fromkeys(replace(wanted, repeat=1) for wanted in settings))
+    for network in networks:
+        _freeze(package, placement, network, size=preparation.size, on_compile=on_compile)
     draws = SeededDraws(seed)
-    windows = {wanted: _windows(package, placement, preparation, wanted, draws, trace) for wanted in settings}
+    windows = {network: _windows(package, placement, preparation, network, draws, trace) for network in networks}
 
     def encode(sound: Floats) -> Floats:
         return preparation.encode_speech(np.ascontiguousarray(sound), frames=len(sound) // 640)
@@ -85,13 +89,20 @@ def open_face(
     normalise = preparation.hearing.normalise
     costs: dict[LiveSettings, float] = {}
     loops: list[Pixels] = []
-    for wanted in settings:
-        count = REST_WINDOWS if wanted is settings[0] else 3
+    for network in networks:
         hearing = LiveHearing(encode, normalise=normalise)
-        loop, costs[wanted] = _rest(windows[wanted], hearing, wanted, rest_pose=preparation.portrait, count=count)
+        count = REST_WINDOWS if network is networks[0] else TRIED_WINDOWS
+        loop, costs[network] = _rest(windows[network], hearing, network, rest_pose=preparation.portrait, count=count)
         loops.append(loop)
-    key_frames = KeyFrames(loops[0], preparation.portrait)
-    return LiveFace(windows, encode, normalise, preparation.size, loops[0], key_frames, costs)
+    return LiveFace(
+        windows={wanted: windows[replace(wanted, repeat=1)] for wanted in settings},
+        encode=encode,
+        normalise=normalise,
+        size=preparation.size,
+        rest_loop=loops[0],
+        key_frames=KeyFrames(loops[0], preparation.portrait),
+        window_s={wanted: costs[replace(wanted, repeat=1)] for wanted in settings},
+    )
 
 
 def _freeze(
@@ -103,7 +114,7 @@ def _freeze(
     on_compile: OnCompile | None,
 ) -> None:
     height, width = size
-    stops = (wanted.window - wanted.drop, pinned_stop(wanted.window))
+    stops = (wanted.window - wanted.drop, _pinned_stop(wanted))
     decoded = tuple(1 + (stop + 2) // 4 for stop in stops)
     with as_usage():
         shapes = stream_shapes(package.manifest, StreamSize(height, width, wanted.window, decoded))
@@ -136,6 +147,11 @@ def _windows(
     return LiveWindows(passes, window=wanted.window, motion=wanted.motion)
 
 
+def _pinned_stop(wanted: LiveSettings) -> int:
+    """Return where a window is cut that has to end on its key frame: behind the first of its repeats."""
+    return wanted.motion + wanted.pinned_frames // wanted.repeat
+
+
 def _rest(
     windows: LiveWindows, hearing: LiveHearing, wanted: LiveSettings, *, rest_pose: Floats, count: int
 ) -> tuple[Pixels, float]:
@@ -149,7 +165,7 @@ def _rest(
         if not pieces:
             pieces.append(windows.first(heard, rest_pose, emit_stop=wanted.window - wanted.drop))
         else:
-            stop = pinned_stop(wanted.window) if number == count - 1 else wanted.window - wanted.drop
+            stop = _pinned_stop(wanted) if number == count - 1 else wanted.window - wanted.drop
             pieces.append(windows.make(last_frames(pieces, count=wanted.motion), heard, rest_pose, emit_stop=stop))
             costs.append(time.perf_counter() - began_s)
     loop = np.concatenate(pieces)

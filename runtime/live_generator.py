@@ -24,7 +24,7 @@ from .live_reports import GRAPH_STAGES, ChunkMade
 from .live_settings import LiveSettings
 from .live_settling import settle, settling_frames
 from .live_state import LiveState, State
-from .live_windows import LiveWindows, Pixels, last_frames, pinned_stop
+from .live_windows import LiveWindows, Pixels
 from .playout import Playout
 from .recovery import Recovery, Remedy
 
@@ -36,6 +36,9 @@ TAIL_FRAMES = 6
 
 STARVED_S = 1.5
 """An utterance of which nothing comes for so long has ended, whether somebody says so or not."""
+
+KEPT_FRAMES = 16
+"""Of what was shown, for the next window to go on from, whatever its settings."""
 
 ENDING_S = 0.1
 """A run that failed may have been ended by a signal that ends the stream as well: so long it is waited for."""
@@ -166,7 +169,7 @@ class Generator:
         is_last = False
         while not is_last and self._goes_on(turn):
             settings = self._settings
-            needed = turn.made - settings.motion + settings.window + AUDIO_REACH
+            needed = turn.made + settings.chunk_frames + settings.look_ahead_frames
             heard = self._wait_for(spoken, needed * SAMPLES_PER_FRAME, turn)
             if heard is None or not self._wait_for_room(turn):
                 break
@@ -174,8 +177,7 @@ class Generator:
             spoken_frames = heard.samples // SAMPLES_PER_FRAME if heard.ended else None
             if spoken_frames is not None and self._hearing.frames < needed:
                 self._hearing.push_silence(needed - self._hearing.frames)
-            pinned = turn.made + pinned_stop(settings.window) - settings.motion
-            is_last = spoken_frames is not None and spoken_frames + TAIL_FRAMES <= pinned
+            is_last = spoken_frames is not None and spoken_frames + TAIL_FRAMES <= turn.made + settings.pinned_frames
             needed_sample = spoken.start + turn.pushed
             self._chunk(turn, settings, needed_sample, is_last=is_last)
         self._parts.state.utterance_ends(now_s=self._now_s)
@@ -184,7 +186,7 @@ class Generator:
         """Bring the face back to rest from where it was left."""
         turn, settings = self._begin(), self._settings
         self._is_away = False
-        self._hearing.push_silence(settings.window + AUDIO_REACH)
+        self._hearing.push_silence(settings.chunk_frames + settings.look_ahead_frames)
         self._chunk(turn, settings, None, is_last=True)
 
     def _wait_for(self, spoken: Spoken, samples: int, turn: _Turn) -> Heard | None:
@@ -225,7 +227,7 @@ class Generator:
         if turn.due_s is None:
             ready_media_s = parts.position_s() - (self._now_s - audio_ready_s)
             turn.due_s = parts.playout.expect(ready_media_s + parts.allowance_s, utterance=turn.number)
-            ahead = parts.playout.ahead(turn.due_s, settings.motion)
+            ahead = parts.playout.ahead(turn.due_s, KEPT_FRAMES)
             turn.shown = np.stack([shown.frame for shown in ahead])
         assert turn.shown is not None
         due_media_s, due_s = turn.due_s, self._now_s + turn.due_s - parts.position_s()
@@ -238,7 +240,7 @@ class Generator:
         placed = parts.playout.add(chunk, due_media_s)
         ready_s = self._now_s
         turn.due_s, turn.made = placed.stop_s, turn.made + len(frames)
-        turn.shown = last_frames([turn.shown, frames], count=settings.motion)
+        turn.shown = np.concatenate([turn.shown, frames])[-KEPT_FRAMES:]
         self._judge(ready_s - start_s, media_s=len(frames) / 25, missed=placed.waited_s > 0)
         if parts.on_chunk is not None:
             stages = {name: parts.stage_s.get(name, 0.0) - before.get(name, 0.0) for name in GRAPH_STAGES}
@@ -272,19 +274,33 @@ class Generator:
 
     def _frames(self, turn: _Turn, settings: LiveSettings, shown: Pixels, *, is_last: bool) -> Pixels | None:
         """Return the new frames of a window; after a fault the face that is on, as often. None if the turn is over."""
-        first = turn.made - settings.motion
-        stop = pinned_stop(settings.window) if is_last else settings.window - settings.drop
+        new = (settings.pinned_frames if is_last else settings.chunk_frames) // settings.repeat
         try:
-            face = self._face
-            windows: LiveWindows = face.windows[settings]
-            heard = self._hearing.features(first - AUDIO_REACH, first + settings.window + AUDIO_REACH)
-            key_frame = face.key_frames.rest if is_last else face.key_frames.at(first + settings.window - 1)
-            frames = windows.make(shown, heard, key_frame, emit_stop=stop)
+            windows: LiveWindows = self._face.windows[settings]
+            frames = windows.make(
+                shown[-settings.motion * settings.repeat :][settings.repeat - 1 :: settings.repeat],
+                self._heard(turn, settings),
+                self._key_frame(turn, settings, is_last=is_last),
+                emit_stop=settings.motion + new,
+            )
+            frames = np.repeat(frames, settings.repeat, axis=0)
             return self._settled(frames) if is_last else frames
         except Exception as error:  # whatever a library raises
             if not self._recover(error):
                 return None
-            return np.repeat(shown[-1:], stop - settings.motion, axis=0)
+            return np.repeat(shown[-1:], new * settings.repeat, axis=0)
+
+    def _heard(self, turn: _Turn, settings: LiveSettings) -> Floats:
+        """Return the features of what a window hears, [window + 4, layers, channels]."""
+        first = turn.made - (settings.motion + AUDIO_REACH) * settings.repeat
+        stop = turn.made + settings.chunk_frames + settings.look_ahead_frames
+        return self._hearing.features(first, stop)[:: settings.repeat]
+
+    def _key_frame(self, turn: _Turn, settings: LiveSettings, *, is_last: bool) -> Floats:
+        """Return what a window ends on."""
+        key_frames = self._face.key_frames
+        last = turn.made + (settings.window - settings.motion) * settings.repeat - 1
+        return key_frames.rest if is_last else key_frames.at(last)
 
     def _settled(self, frames: Pixels) -> Pixels:
         """Return frames and the rest of the way to the rest pose, where the network stopped short of it."""

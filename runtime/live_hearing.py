@@ -23,11 +23,11 @@ Floats = npt.NDArray[np.float32]
 LONGEST_HEARD_S = 8.0
 """Most that is encoded for one window."""
 
-LEAD_FRAMES = 12
+LEAD_FRAMES = 16
 """Of silence before an utterance: what the first window hears of the time before, and what the encoder begins with."""
 
-START_DEVIATION = 0.055
-"""Standard deviation of speech at -23 LUFS, pauses included (24 sentences of three synthesizers: 0.052 to 0.058)."""
+START_DEVIATION = 0.07
+"""Standard deviation of speech at -23 LUFS, pauses included (24 clips of three synthesizers: 0.058 to 0.078)."""
 
 START_WEIGHT_S = 2.0
 """How much speech the start value counts for."""

@@ -129,7 +129,7 @@ class LiveRunning:
         for settings in room.settings[1:]:  # what is no cheaper on this machine is no way out
             if _cost(face, settings) < _cost(face, kept[-1]):
                 kept.append(settings)
-        levels = [QualityLevel(each.steps, each.window, float(fps), cost=_cost(face, each)) for each in kept]
+        levels = [QualityLevel(each.steps, each.window, fps / each.repeat, cost=_cost(face, each)) for each in kept]
         return GeneratorParts(
             open_face=room.open,
             ears=self.ears,

@@ -9,7 +9,7 @@ A window can be made when its last sound has arrived. That wait is the same on a
 
 from dataclasses import dataclass, replace
 
-from .chunks import AUDIO_REACH
+from .chunks import AUDIO_REACH, KEY_FRAME_REPEATS
 from .errors import UsageError
 from .manifest import Settings
 from .planner import check_settings
@@ -37,22 +37,29 @@ class LiveSettings:
     """Frames thrown away at a window's end, 4n."""
     steps: int
     """Denoising steps."""
+    repeat: int = 1
+    """How often each new frame is shown: 1, or 2 where a machine is too slow for 25 new frames per second."""
 
     def __post_init__(self) -> None:
         with as_usage():
             check_settings(window=self.window, motion=self.motion, drop=self.drop)
-        if self.steps < 1:
-            raise UsageError(f"steps is {self.steps}; expected at least 1")
+        if self.steps < 1 or self.repeat < 1:
+            raise UsageError(f"steps is {self.steps} and repeat is {self.repeat}; expected at least 1 each")
 
     @property
     def chunk_frames(self) -> int:
-        """New frames in a window."""
-        return self.window - self.motion - self.drop
+        """Frames of video that a window is good for."""
+        return (self.window - self.motion - self.drop) * self.repeat
 
     @property
     def look_ahead_frames(self) -> int:
         """Frames of sound beyond its last new frame that a window waits for."""
-        return self.drop + AUDIO_REACH
+        return (self.drop + AUDIO_REACH) * self.repeat
+
+    @property
+    def pinned_frames(self) -> int:
+        """Frames of video that a window is good for which ends on its key frame."""
+        return (self.window - KEY_FRAME_REPEATS + 1 - self.motion) * self.repeat
 
     @property
     def first_frame_s(self) -> float:
@@ -73,7 +80,7 @@ def live_settings(latency: str, own: Settings) -> LiveSettings:
 
 
 def lesser_settings(wanted: LiveSettings, own: Settings) -> tuple[LiveSettings, ...]:
-    """Return what is cheaper, in the order in which it is given up: steps first, then short windows."""
+    """Return what is cheaper, in the order in which it is given up: steps, then short windows, then the frame rate."""
     found: list[LiveSettings] = []
     steps = wanted.steps
     while steps > 1 and steps > own.steps:
@@ -81,6 +88,7 @@ def lesser_settings(wanted: LiveSettings, own: Settings) -> tuple[LiveSettings, 
         found.append(replace(wanted, steps=steps))
     if wanted.window < _WINDOWS["balanced"][0]:
         found.append(LiveSettings(*_WINDOWS["balanced"], steps))
+    found.append(replace(found[-1] if found else wanted, repeat=2))
     return tuple(found)
 
 

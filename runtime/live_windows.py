@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .chunks import AUDIO_REACH, KEY_FRAME_REPEATS, WindowPlan, slice_audio
+from .chunks import AUDIO_REACH, WindowPlan, slice_audio
 from .image import to_unit
 from .passes import Finished, Given, Passes
 
@@ -25,11 +25,6 @@ Pixels = npt.NDArray[np.uint8]
 def heard_frames(window: int) -> int:
     """Return how many frames of sound a window hears: two more on either side."""
     return window + 2 * AUDIO_REACH
-
-
-def pinned_stop(window: int) -> int:
-    """Return where a window is cut that has to end on its key frame: behind the first of its repeats."""
-    return window - KEY_FRAME_REPEATS + 1
 
 
 class LiveWindows:

@@ -206,6 +206,17 @@ def test_a_slow_machine_gives_up_quality_and_never_stands_still() -> None:
     assert live.counts.stalls >= 1
 
 
+def test_half_the_frames_stay_in_step() -> None:
+    half = LiveSettings(17, 5, 0, 1, repeat=2)
+    room, viewer = FakeRoom(settings=(half,)), Viewer()
+    with open_live(room, viewer) as live:
+        push_in_blocks(live, bursts([2, 3, 8, 9, 26, 27], count=34), block=640)
+        assert live.wait_idle(10)
+    assert loud_frames(viewer) == [2, 3, 8, 9, 26, 27] and viewer.out_of_step() == 0
+    levels = [is_loud(media) for media in viewer.spoken]
+    assert levels[::2] == levels[1::2]
+
+
 def _with_costs(face: Any, costs: dict[LiveSettings, float]) -> Any:
     object.__setattr__(face, "window_s", costs)
     return face

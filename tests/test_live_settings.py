@@ -18,12 +18,20 @@ def test_latency_by_construction_is_what_the_first_window_hears() -> None:
     assert quality.steps == 2 and low.steps == balanced.steps == 1
 
 
-def test_steps_are_given_up_first_and_then_short_windows() -> None:
+def test_steps_are_given_up_first_then_short_windows_then_the_frame_rate() -> None:
     four = replace(OWN, steps=4)
-    assert [each.steps for each in lesser_settings(live_settings("quality", four), four)] == [4]
+    assert [(each.steps, each.repeat) for each in lesser_settings(live_settings("quality", four), four)] == [
+        (4, 1),
+        (4, 2),
+    ]
     low = live_settings("low", OWN)
-    assert lesser_settings(low, OWN) == (LiveSettings(33, 5, 4, 1),)
-    assert lesser_settings(live_settings("balanced", OWN), OWN) == ()
+    assert lesser_settings(low, OWN) == (LiveSettings(33, 5, 4, 1), LiveSettings(33, 5, 4, 1, repeat=2))
+    assert lesser_settings(live_settings("balanced", OWN), OWN) == (LiveSettings(33, 5, 4, 1, repeat=2),)
+
+
+def test_half_the_frames_last_twice_as_long() -> None:
+    half = LiveSettings(17, 5, 0, 1, repeat=2)
+    assert (half.chunk_frames, half.look_ahead_frames, half.pinned_frames) == (24, 4, 16)
 
 
 def test_a_word_that_is_none_and_windows_that_are_none_are_refused() -> None:
