@@ -47,7 +47,7 @@ def measured(recorded: Recorded) -> Recorded:
 def figures(recorded: Recorded) -> dict[str, Any]:
     """Compute every figure of a report."""
     kept, fps = measured(recorded), recorded.run.fps
-    chunks, frames = kept.chunks, kept.frames
+    chunks, frames = kept.chunks, without_stand_ins(kept.frames, fps=fps)
     warm_up = [_work_s(chunk) * MS for chunk in recorded.chunks if chunk.index < recorded.run.warm_up_chunks]
     return {
         "chunk_latency_ms": _ms(chunk.ready_s - chunk.intended_s for chunk in chunks),
@@ -91,6 +91,27 @@ def span_s(recorded: Recorded) -> float:
     ends = [chunk.ready_s for chunk in kept.chunks]
     ends += [frame.due_s if frame.shown_s is None else frame.shown_s for frame in kept.frames]
     return max(ends) - min(begins) if begins else 0.0
+
+
+def without_stand_ins(frames: Sequence[Frame], *, fps: float) -> list[Frame]:
+    """Return the frames, those of the rest loop that stood in for speech as held: they are new, and not what was due.
+
+    A session that has nothing to show of an utterance for long lets the face rest; whoever waits for it to speak sees
+    that it doesn't.
+    """
+    owed_s = {
+        stream: np.sort([one.due_s for one in own if one.kind == "speech" and _is_missed(one, fps)])
+        for stream, own in by_stream(frames).items()
+    }
+    return [
+        replace(one, kind="held") if one.kind == "rest" and _is_near(one.due_s, owed_s[one.stream], 0.5 / fps) else one
+        for one in frames
+    ]
+
+
+def _is_near(at_s: float, sorted_s: Values, within_s: float) -> bool:
+    place = int(np.searchsorted(sorted_s, at_s - within_s))
+    return place < len(sorted_s) and bool(sorted_s[place] <= at_s + within_s)
 
 
 def unaccounted(chunk: Chunk) -> float:
@@ -144,7 +165,7 @@ def _needed_speed(chunks: Sequence[Chunk]) -> float | None:
 def _interruptions(frames: Sequence[Frame], *, fps: float) -> dict[str, Any]:
     stalls, freezes = list[float](), list[float]()
     for own in by_stream(frames).values():
-        own.sort(key=lambda frame: frame.due_s)
+        own.sort(key=lambda one: one.due_s if one.shown_s is None else one.shown_s)  # as they were seen
         stalls += stalls_of([Showing(one.due_s, one.shown_s if _is_new(one) else None) for one in own], fps=fps)
         freezes += freezes_of(list(np.diff([one.shown_s for one in own if _is_new(one)])))
     return {"stalls": _lengths(stalls), "freezes": _lengths(freezes)}

@@ -4,7 +4,7 @@
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime import GRAPH_STAGES, AvatarSession, Clock, MonotonicClock, Stopped, __version__, to_callback
+from .latency_nearest import nearest_setting
 from .latency_recorder import SAMPLE_RATE, Recorder, TraceLog, first_line
+from .latency_report import NEAREST
 from .latency_scenarios import OWN_SETTINGS, Plan, Stage, attend, first_words, play
 from .latency_trace import Contention, Event, Line
 from .latency_trace_file import TraceWriter, read_trace
@@ -71,6 +73,8 @@ class Surroundings:
     """As the trace calls it."""
     watch: Callable[..., MachineWatch] = MachineWatch
     """Looks at the machine."""
+    nearest: Callable[..., str | None] = nearest_setting
+    """Says what would be live where something was not; arguments as of `nearest_setting`."""
     say: Say = lambda _text: None
     """Shows progress."""
     began_s: float = field(default_factory=process_began_s)
@@ -87,10 +91,14 @@ def run_live(asked: Asked, samples: Samples, folder: Path, around: Surroundings)
     watch = around.watch(log.write, now_s=around.clock.now_s)
     watch.contention(before=True)
     with _opened(asked, around) as session:
+        run = _Run(folder / TRACE, log, watch, around)
         if asked.plan.scenario == "turns":
-            _run_turns(asked, session, samples, _Run(folder / TRACE, log, watch, around))
+            stage = _run_turns(asked, session, samples, run)
         else:
-            _run_streams(asked, [session], samples, _Run(folder / TRACE, log, watch, around))
+            (stage,) = _run_streams(asked, [session], samples, run)
+        found = _nearest(asked, session, stage, around)
+    if found:
+        _copy_trace(folder / TRACE, folder / TRACE, found)
 
 
 def run_multi(asked: Asked, samples: Samples, folder: Path, around: Surroundings) -> None:
@@ -101,7 +109,7 @@ def run_multi(asked: Asked, samples: Samples, folder: Path, around: Surroundings
     tried: list[dict[str, int]] = []
     (folder / TRIED).mkdir()
     with ExitStack() as stack:
-        sessions: list[Any] = []
+        sessions, found = list[Any](), list[Event]()
         before: Contention | None = None
         while len(sessions) < asked.streams:
             log = TraceLog()
@@ -117,9 +125,10 @@ def run_multi(asked: Asked, samples: Samples, folder: Path, around: Surroundings
             late = sum(stage.recorder.tally.missed + stage.recorder.tally.lowered for stage in stages)
             tried.append({"streams": count, "missed": late, "chunks": sum(s.recorder.tally.chunks for s in stages)})
             if late:
+                found += _nearest(asked, sessions[0], stages[0], around) if count == 1 else []
                 break
     best = max((one["streams"] for one in tried if not one["missed"]), default=1)
-    found = Event("streams_tried", None, around.clock.now_s(), {"tried": tried})
+    found.append(Event("streams_tried", None, around.clock.now_s(), {"tried": tried}))
     _copy_trace(folder / TRIED / f"streams-{best}.jsonl", folder / TRACE, found)
 
 
@@ -209,7 +218,7 @@ def _job(plan: Plan, stage: Stage, clip: Clip) -> Callable[[], None]:
     return lambda: play(plan, stage, clip)
 
 
-def _run_turns(asked: Asked, session: Any, samples: Samples, run: _Run) -> None:
+def _run_turns(asked: Asked, session: Any, samples: Samples, run: _Run) -> Stage:
     """Measure the first words of a first and of a second stream, then turns in the second.
 
     The lines of the first stream wait until the trace begins with the second, whose engines are the same.
@@ -228,6 +237,24 @@ def _run_turns(asked: Asked, session: Any, samples: Samples, run: _Run) -> None:
 
         with _writing(asked, session, [warm], run):
             attend([warm], [talk], watch=run.watch, progress=_progress(plan, [warm], run))
+    return warm
+
+
+def _nearest(asked: Asked, session: Any, stage: Stage, around: Surroundings) -> list[Event]:
+    """Return what would be live, where something was missed."""
+    tally, latency = stage.recorder.tally, stage.live.latency
+    if not (tally.missed or tally.lowered or tally.missing_frames):
+        return []
+    around.say("looking for what would be live")
+    setting = around.nearest(
+        session,
+        device=asked.session.get("device", "cpu"),
+        avatar=asked.live.get("avatar"),
+        window=latency.window,
+        steps=latency.steps,
+        say=around.say,
+    )
+    return [] if setting is None else [Event(NEAREST, None, around.clock.now_s(), {"setting": setting})]
 
 
 def _progress(plan: Plan, stages: list[Stage], run: _Run) -> Callable[[], None]:
@@ -245,11 +272,12 @@ def _progress(plan: Plan, stages: list[Stage], run: _Run) -> Callable[[], None]:
     return show
 
 
-def _copy_trace(source: Path, target: Path, more: Line) -> None:
-    """Write a trace again, with one more line."""
+def _copy_trace(source: Path, target: Path, more: Sequence[Line]) -> None:
+    """Write a trace again, with more lines."""
     recorded = read_trace(source)
     with TraceWriter(target, recorded.run) as writer:
         for lines in recorded.lines.values():
             for line in lines:
                 writer.write(line)
-        writer.write(more)
+        for line in more:
+            writer.write(line)

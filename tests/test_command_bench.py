@@ -48,6 +48,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
             clock=clock,
             clock_kind="virtual",
             watch=QuietWatch,
+            nearest=lambda *_session, **_asked: "something slower",
             began_s=49.0,
         )
         monkeypatch.setattr(command_bench, "Surroundings", around)

@@ -134,3 +134,22 @@ def test_nothing_measured_gives_nothing() -> None:
     found = figures(recorded([]))
     assert found["misses"]["share"] is found["needed_speed"] is found["av_drift_ms_per_h"] is None
     assert span_s(recorded([])) == 0
+
+
+def test_a_rest_loop_that_stands_in_for_speech_is_no_new_frame() -> None:
+    """Two seconds late: held for one, resting for the other, then all of the speech, late by the plan."""
+    period_s = 1 / FPS
+    rest = [Frame(i * period_s, i * period_s, i * period_s, "rest") for i in range(10)]
+    late_s = 2.0
+    slots = [10 + i for i in range(round(late_s * FPS))]
+    waiting = [Frame(i * period_s, i * period_s, i * period_s, "held" if i < 35 else "rest") for i in slots]
+    speech = [
+        Frame(0.4 + late_s + i * period_s, 0.4 + i * period_s, 0.4 + late_s + i * period_s, "speech") for i in range(50)
+    ]
+    found = figures(recorded([*rest, *waiting, *speech], run=with_run(warm_up_chunks=0)))
+    assert found["stalls"]["count"] == 1
+    assert found["stalls"]["longest_ms"] == pytest.approx(2000, abs=1)
+    assert found["missed_frames"]["hits"] == 100
+    after = [Frame(9.0 + i * period_s, 9.0 + i * period_s, 9.0 + i * period_s, "rest") for i in range(10)]
+    again = figures(recorded([*rest, *waiting, *speech, *after], run=with_run(warm_up_chunks=0)))
+    assert again["missed_frames"]["hits"] == 100, "rest that was due is new"

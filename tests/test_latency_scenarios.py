@@ -29,6 +29,7 @@ def measure(
         clock=clock,
         clock_kind="virtual",
         watch=QuietWatch,
+        nearest=lambda *_session, **_asked: "something slower",
         began_s=99.0,
     )
     run = run_multi if plan.scenario == "multi" else run_live
@@ -72,6 +73,7 @@ def test_a_stall_of_two_seconds_appears_as_the_misses_and_the_lateness_that_it_c
     late = [frame for frame in recorded.frames if frame.shown_s is not None and frame.shown_s - frame.due_s > 1.5]
     assert len(late) > 80, "frames that follow a stall are late by the plan, wherever the session has moved them"
     assert report["verdict"]["live"] is False
+    assert report["verdict"]["sentence"].endswith("nearest live setting: something slower")
 
 
 def test_a_session_that_peeks_is_caught(tmp_path: Path) -> None:
