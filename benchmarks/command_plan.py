@@ -15,6 +15,7 @@ from ..runtime import AvatarSession, ModelPackage, UsageError, processor_name, r
 from ..runtime.options import OptionParser, add_session_options, session_arguments, size, threads
 from ..runtime.printable import printable
 from .call_operations import CallOperations, points_of
+from .latency_validity import MOST_OTHERS_CPU
 from .live_plan import (
     WORDS,
     Prediction,
@@ -283,6 +284,8 @@ def as_text(plan: Plan) -> Iterator[str]:
     for setting in calibration.left_out:
         yield f"not measured for lack of time (--seconds): {setting}"
     yield _stages_line(plan.wanted)
+    if (others := calibration.others_percent) is not None and others > MOST_OTHERS_CPU:
+        yield f"others took {others:.0f} % of the processors meanwhile: this is a plan for a machine that is as busy"
     yield plan.sentence
 
 
@@ -332,6 +335,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "calibration": {
             "seconds": calibration.seconds,
             "compile_s": calibration.compile_s,
+            "others_percent": calibration.others_percent,
             "points": [
                 _setting_json(point.setting)
                 | {

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ..runtime import AvatarSession, Trace
 from .call_operations import SAMPLES_PER_FRAME
 from .live_plan import HEARD_FRAMES, STAGES, Call, Curve, Setting, decoded_pieces
+from .machine_watch import MachineWatch
 
 MOST_WINDOWS = 5
 """Measured at one point."""
@@ -61,6 +62,8 @@ class Calibration:
     """It took, compilation included."""
     compile_s: float
     """Of that, for engines to be ready."""
+    others_percent: float | None = None
+    """Of the processors' time, what went to other processes and other machines on the host meanwhile; None: unknown."""
 
     def is_measured(self, setting: Setting) -> bool:
         """Tell whether this size and window was a point."""
@@ -96,6 +99,7 @@ def calibrate(
     """
     sound = hum(max(HEARD_FRAMES, *(one.window + 3 * one.chunk_frames for one in points)))
     began_s, compile_s, spent_s = clock_s(), 0.0, 0.0
+    watch = MachineWatch(lambda _line: None, now_s=clock_s)
     samples: list[Sample] = []
     done: list[Point] = []
     left_out: list[Setting] = []
@@ -115,7 +119,15 @@ def calibrate(
     if not any(sample.call.stage == "audio_encode" for sample in samples):  # one point only
         again = _Run(session, points[0], sound=sound, avatar=avatar, canvas=False, clock_s=clock_s)
         samples += again.heard()
-    return Calibration(tuple(samples), tuple(done), tuple(left_out), clock_s() - began_s, compile_s)
+    seconds = clock_s() - began_s
+    return Calibration(tuple(samples), tuple(done), tuple(left_out), seconds, compile_s, others_percent(watch))
+
+
+def others_percent(watch: MachineWatch) -> float | None:
+    """Return how much of the processors' time others had since the watch was last asked, percent; None if unknown."""
+    seen = watch.contention()
+    known = [share for share in (seen.others_cpu, seen.steal) if share is not None]
+    return sum(known) if known else None
 
 
 def _expected_s(known: Point, setting: Setting, operations: Callable[[Setting], float]) -> float:

@@ -14,6 +14,7 @@ import random
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,12 @@ from .call_operations import CallOperations
 from .circumstances import circumstances
 from .command_plan import Plan, make_plan
 from .live_plan import WORDS, Call, Curve, Setting, decoded_pieces, drop_of, grid
-from .plan_calibration import curves_of
+from .machine_watch import MachineWatch
+from .plan_calibration import curves_of, others_percent
 
 SIZES = ((192, 192), (160, 160))
 WINDOWS = (17, 33, 49, 81)
+PARTS = ("plan", "measurement")
 LIVE_STAGES = ("audio_encode", "image_encode", "vae_encode", "dit", "vae_decode", "finish", "between")
 """What a live chunk's cost consists of; the canvas is composed by who reads the frames."""
 
@@ -90,10 +93,11 @@ def one_run(session: AvatarSession, audio: Path, settings: Sequence[Setting], *,
     operations = CallOperations(session.package)
     curves = curves_of(plan.calibration.samples, operations=operations)
     found: list[dict[str, Any]] = []
+    watch = MachineWatch(lambda _line: None, now_s=time.perf_counter)
     for setting in order.sample(settings, len(settings)):
         frames, factor = _rendered(session, audio, setting)
         ours = predicted_render(frames, setting, fps=plan.fps, curves=curves, operations=operations)
-        found.append(_result("render", setting, plan, predicted=ours, measured=factor))
+        found.append(_result("render", setting, plan, predicted=ours, measured=factor, watch=watch))
         print(f"render {setting}: {ours:.3f} predicted, {factor:.3f} measured", file=sys.stderr)
     by_setting = {one.setting: one for one in plan.predictions}
     for window, word in WORDS.items():
@@ -103,12 +107,14 @@ def one_run(session: AvatarSession, audio: Path, settings: Sequence[Setting], *,
         cost_s = sum(stages_s.get(stage, 0.0) for stage in LIVE_STAGES)
         ours, seen_s = cost_s * plan.fps / setting.chunk_frames, _live(session, audio, word)
         seen = seen_s * plan.fps / setting.chunk_frames
-        found.append(_result("live", setting, plan, predicted=ours, measured=seen))
+        found.append(_result("live", setting, plan, predicted=ours, measured=seen, watch=watch))
         print(f"live {setting}: {ours:.3f} predicted, {seen:.3f} measured", file=sys.stderr)
     return found
 
 
-def _result(kind: str, setting: Setting, plan: Plan, *, predicted: float, measured: float) -> dict[str, Any]:
+def _result(
+    kind: str, setting: Setting, plan: Plan, *, predicted: float, measured: float, watch: MachineWatch
+) -> dict[str, Any]:
     return {
         "kind": kind,
         "size": setting.size,
@@ -117,6 +123,7 @@ def _result(kind: str, setting: Setting, plan: Plan, *, predicted: float, measur
         "was_calibrated": plan.calibration.is_measured(setting),
         "predicted": predicted,
         "measured": measured,
+        "others_percent": {"plan": plan.calibration.others_percent, "measurement": others_percent(watch)},
     }
 
 
@@ -158,6 +165,7 @@ def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         rows.append(
             {"kind": kind, "size": size, "window": window, "steps": steps, "n": len(runs)}
             | {"was_calibrated": all(one["was_calibrated"] for one in runs)}
+            | {"most_others_percent": max((one["others_percent"][part] or 0.0) for one in runs for part in PARTS)}
             | {name: _spread(values) for name, values in (*figures.items(), ("error", errors))}
         )
     return rows

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgereels.benchmarks import plan_calibration
 from edgereels.benchmarks.call_operations import CallOperations
 from edgereels.benchmarks.command_plan import face_of, main, make_plan
 from edgereels.benchmarks.live_plan import Setting
@@ -52,6 +53,15 @@ def test_a_plan_for_machines_says_what_it_comes_from(package: Path, capsys: pyte
         assert one["stages_s"]["canvas"] > 0, "the first avatar is a still, and its box has this shape"
         assert one["look_ahead_s"] == (one["window"] - one["motion"] + 2) / 25
         assert one["live"] == (one["real_time_factor"] <= 1)
+
+
+@pytest.mark.parametrize("others", [None, 1.0, 40.0])
+def test_a_machine_that_was_busy_is_told_of(
+    others: float | None, package: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_calibration, "others_percent", lambda _watch: others)
+    assert main([str(package), *QUICK]) == 0
+    assert ("others took 40 % of the processors" in capsys.readouterr().out) == (others == 40.0)
 
 
 def test_without_options_the_packages_own_setting_is_judged(package: Path, capsys: pytest.CaptureFixture[str]) -> None:

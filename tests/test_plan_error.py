@@ -67,7 +67,8 @@ def test_the_last_window_is_decoded_as_far_as_it_is_kept() -> None:
 
 def test_errors_pair_what_was_predicted_and_measured_in_one_run() -> None:
     common = {"kind": "render", "size": "32x32", "window": 17, "steps": 1, "was_calibrated": False}
+    common |= {"others_percent": {"plan": 3.0, "measurement": None}}
     runs = [common | {"predicted": 1.1, "measured": 1.0}, common | {"predicted": 1.8, "measured": 2.0}]
     (row,) = summary(runs)
-    assert row["n"] == 2 and not row["was_calibrated"]
+    assert row["n"] == 2 and not row["was_calibrated"] and row["most_others_percent"] == 3.0
     assert row["error"] == pytest.approx({"median": 0.0, "min": -0.1, "max": 0.1})
