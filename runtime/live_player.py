@@ -15,7 +15,14 @@ from .silent_clock import SilentClock
 from .speakers import Speakers
 
 SPEAKERS_LEAD_S = 0.12
-"""So far ahead sound is handed to a device: what it holds itself, and a frame."""
+"""So far ahead of what is heard sound is ready for a device at least: one that begins asks for it."""
+
+FEED_S = 0.1
+"""And so far ahead of what it holds already: it asks for two blocks of 20 ms at a time, and doesn't wait for them.
+With 0.06 one in six streams had a hole, on PulseAudio under load; with 0.1 none of 18."""
+
+FEED_EVERY_S = 0.02
+"""How often it is fed at least."""
 
 MOST_BEHIND_S = 2.0
 """Who is further behind than this goes on from now; the machine was asleep."""
@@ -60,9 +67,10 @@ class Player:
         """Show frames until `stop`."""
         slot = 0
         while not self._stopping.is_set():
-            position_s = self._sound_clock.position_s()
+            position_s, longest_s = self._sound_clock.position_s(), math.inf
             if isinstance(self._sound_clock, Speakers):
-                self._feed(position_s + SPEAKERS_LEAD_S)
+                self._feed(max(position_s + SPEAKERS_LEAD_S, self._sound_clock.taken_s + FEED_S))
+                longest_s = FEED_EVERY_S
             now_s, newest = self._clock.now_s(), math.floor(position_s * self._fps + 1e-6)
             if newest - slot > MOST_BEHIND_S * self._fps:
                 slot = newest
@@ -70,7 +78,7 @@ class Player:
                 self._show(slot, due_s=now_s - (position_s - slot / self._fps))
                 slot += 1
             left_s = slot / self._fps - self._sound_clock.position_s()
-            self._clock.wait_until(self._clock.now_s() + max(left_s, _SHORTEST_S), self._stopping)
+            self._clock.wait_until(self._clock.now_s() + min(max(left_s, _SHORTEST_S), longest_s), self._stopping)
 
     def _show(self, slot: int, *, due_s: float) -> None:
         shown = self._playout.at(slot / self._fps)

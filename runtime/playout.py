@@ -133,11 +133,17 @@ class Playout:
     def expect(self, media_s: float, *, utterance: int) -> float:
         """Let what is on just before a media time stay on until the first chunk of an utterance comes.
 
+        Args:
+            media_s: the earliest that the chunk could be on where sound is decided with the picture; where it is handed
+                out ahead (`sound`), the chunk is due by as much later.
+            utterance: whose first chunk it is.
+
         Returns:
             When that chunk is due: then, or behind what is queued.
         """
         with self._lock:
-            due = max(round(media_s * self._fps), self._tail)
+            ahead = max(0, self._decided - self._seen - 1)
+            due = max(round(media_s * self._fps) + ahead, self._tail)
             if utterance > self._cut_off:
                 self._line.wait(max(due, self._decided), utterance=utterance)
             return due / self._fps

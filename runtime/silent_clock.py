@@ -94,6 +94,13 @@ class SilentClock:
         """Media time at which what is queued has been heard."""
         return self._queue.stop / self._rate
 
+    @property
+    def taken_s(self) -> float:
+        """Media time up to which sound was handed to the device, if there is one: what comes for before is too late."""
+        with self._lock:
+            self._advance()
+            return self._queue.taken / self._rate
+
     def clear(self) -> float:
         """Stop the sound, with a ramp of 5 ms; return the media time from which it is silent.
 

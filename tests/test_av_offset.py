@@ -6,7 +6,7 @@ Everything is real but for the face: playout, player, speakers and window, on Pu
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -77,25 +77,34 @@ def watched(screen: Screen, *, y: int, x: int) -> Iterator[list[float]]:
         thread.join()
 
 
-def offsets(server: SoundServer, screen: Screen, *, sound_later_s: float) -> np.ndarray:
-    """Play and return when each flash was seen less when its beep was heard, seconds."""
-    clock, chunk = MonotonicClock(), flashing(sound_later_s=sound_later_s)
-    playout = Playout(FPS, np.zeros((2, HEIGHT, WIDTH, 3), np.uint8))
-    output = OpenOutput(to_window("av offset"), LiveFormat(HEIGHT, WIDTH, FPS, RATE, ""), on_event=None)
+@contextmanager
+def player_with(playout: Playout, server: SoundServer, outputs: Sequence[OpenOutput]) -> Iterator[tuple[Speakers, Ear]]:
+    """Let a playout play on the speakers and to outputs."""
     with ExitStack() as stack:
         ear = stack.enter_context(Ear(server.module))
         speakers = stack.enter_context(Speakers(server.module, RATE))
         until(lambda: speakers.playing, what="the speakers to play", within_s=10)
-        output.start()
-        stack.callback(output.stop, timeout_s=2)
-        player = Player(playout, speakers, [output], clock=clock, fps=FPS, canvas=None)
+        for output in outputs:
+            output.start()
+            stack.callback(output.stop, timeout_s=2)
+        player = Player(playout, speakers, outputs, clock=MonotonicClock(), fps=FPS, canvas=None)
         thread = threading.Thread(target=player.run)
         thread.start()
         stack.callback(thread.join)
         stack.callback(player.stop)
         time.sleep(0.5)
-        seen_s = stack.enter_context(watched(screen, y=HEIGHT // 2, x=WIDTH // 2))
-        placed = playout.add(chunk, speakers.position_s() + 0.5)
+        yield speakers, ear
+
+
+def offsets(server: SoundServer, screen: Screen, *, sound_later_s: float) -> np.ndarray:
+    """Play and return when each flash was seen less when its beep was heard, seconds."""
+    playout = Playout(FPS, np.zeros((2, HEIGHT, WIDTH, 3), np.uint8))
+    window = OpenOutput(to_window("av offset"), LiveFormat(HEIGHT, WIDTH, FPS, RATE, ""), on_event=None)
+    with (
+        player_with(playout, server, [window]) as (speakers, ear),
+        watched(screen, y=HEIGHT // 2, x=WIDTH // 2) as seen_s,
+    ):
+        placed = playout.add(flashing(sound_later_s=sound_later_s), speakers.position_s() + 0.5)
         until(lambda: speakers.position_s() > placed.stop_s + 0.5, what="the end of the sound", within_s=30)
         heard_s = ear.onsets_s()
     assert len(seen_s) == len(heard_s) == len(FLASH_FRAMES)
@@ -122,3 +131,29 @@ def test_sound_that_is_late_is_caught(server: SoundServer, screen: Screen) -> No
     offsets_s = offsets(server, screen, sound_later_s=0.2)
     assert not is_in_step(offsets_s)
     assert np.median(offsets_s) == pytest.approx(-0.2, abs=MOST_OFFSET_S)
+
+
+def test_the_speakers_get_every_sample(server: SoundServer) -> None:
+    """Four seconds of noise; likeness is that of the worst 50 ms."""
+    count = 100
+    draws = np.random.default_rng(0).normal(0, 0.1, count * SAMPLES_PER_FRAME)
+    sound = np.convolve(draws, np.hanning(9) / 4, mode="same").astype(np.float32)  # below what resampling takes away
+    playout = Playout(FPS, np.zeros((2, HEIGHT, WIDTH, 3), np.uint8))
+    with player_with(playout, server, []) as (speakers, ear):
+        chunk = LiveChunk(np.zeros((count, HEIGHT, WIDTH, 3), np.uint8), sound, 0, 0, True, 0.0, 0.0)
+        placed = playout.add(chunk, speakers.position_s() + 0.5)
+        until(lambda: speakers.position_s() > placed.stop_s + 0.5, what="the end of the sound", within_s=30)
+        heard = ear.samples()
+    at = int(np.argmax(np.correlate(heard, sound[:RATE], mode="valid")))
+    assert worst_likeness(sound, heard[at : at + len(sound)]) > 0.9
+    with_hole = heard[at : at + len(sound)].copy()  # negative control
+    with_hole[RATE : RATE + 320] = 0
+    assert worst_likeness(sound, with_hole) < 0.9
+    shifted = np.roll(heard[at : at + len(sound)], 640)  # negative control: a frame late
+    assert worst_likeness(sound, shifted) < 0.9
+
+
+def worst_likeness(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return the smallest correlation of 50 ms with 50 ms."""
+    pairs = zip(ours.reshape(-1, RATE // 20), theirs.reshape(-1, RATE // 20), strict=True)
+    return min(float(np.dot(a, b) / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-6)) for a, b in pairs)

@@ -70,6 +70,15 @@ def test_picture_and_sound_of_a_slot_belong_together_even_if_sound_is_asked_for_
     assert [heard[slot] for slot in range(11, 21)] == list(range(1, 11))
 
 
+@pytest.mark.parametrize("slots_ahead", [0, 5])
+def test_the_first_chunk_is_due_behind_the_sound_that_is_handed_out_already(slots_ahead: int) -> None:
+    line, _ = playout()
+    for slot in range(11):
+        line.at(slot / FPS)
+        line.sound((slot + 1 + slots_ahead) / FPS)
+    assert line.expect(20 / FPS, utterance=0) == pytest.approx((20 + slots_ahead) / FPS)
+
+
 def test_late_frames_are_shown_late_and_the_utterance_moves_with_them() -> None:
     line, events = playout(policy=LatePolicy.SHOW)
     line.add(numbered_chunk(1, 5), due_s=0.0)

@@ -86,6 +86,13 @@ def test_the_position_is_what_is_heard_not_what_was_handed_over() -> None:
     assert scene.positions[-1] == pytest.approx(3.0, abs=0.001)
 
 
+def test_what_the_device_holds_is_ahead_of_the_position() -> None:
+    scene = Scene(lead_s=0.5)
+    assert scene.speakers.taken_s == 0
+    scene.run(3.0)
+    assert scene.speakers.taken_s == pytest.approx(3.5, abs=0.03)
+
+
 def test_calls_that_come_late_do_not_shake_the_position() -> None:
     draws = np.random.default_rng(0)
     scene = Scene(jitter=lambda: float(draws.exponential(0.004)))
