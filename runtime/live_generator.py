@@ -7,38 +7,30 @@ back alone where an utterance was cut off.
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .chunks import AUDIO_REACH
 from .clock import Clock
 from .errors import NotFiniteError
 from .giving_up import GivingUp
+from .live_actor import KEPT_FRAMES, LiveActor
 from .live_chunk import SAMPLES_PER_FRAME, LiveChunk
 from .live_ears import Heard, LiveEars, Spoken
 from .live_face import LiveFace
-from .live_hearing import Floats, LiveHearing
 from .live_reports import GRAPH_STAGES, ChunkMade
 from .live_settings import LiveSettings
-from .live_settling import settle, settling_frames
 from .live_state import LiveState, State
-from .live_windows import LiveWindows, Pixels
+from .live_windows import Pixels
 from .playout import Playout
 from .recovery import Recovery, Remedy
 
 RESERVE_S = 2.0
 """So much is made ahead of what is shown; more would be thrown away at an interruption."""
 
-TAIL_FRAMES = 6
-"""At least so many follow the speech before the face rests: a mouth closes, a head turns back."""
-
 STARVED_S = 1.5
 """An utterance of which nothing comes for so long has ended, whether somebody says so or not."""
-
-KEPT_FRAMES = 16
-"""Of what was shown, for the next window to go on from, whatever its settings."""
 
 ENDING_S = 0.1
 """A run that failed may have been ended by a signal that ends the stream as well: so long it is waited for."""
@@ -83,16 +75,10 @@ class _Turn:
     """What is known of the turn that goes on."""
 
     number: int
-    made: int = 0
-    """Frames."""
     due_s: float | None = None
     """Media time at which the next chunk is to be on."""
-    shown: Pixels | None = None
-    """The frames before the next chunk."""
     pushed: int = 0
     """Samples of the utterance that were heard."""
-    unshown: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
-    """Sound of frames that are not made yet."""
 
 
 class Generator:
@@ -100,8 +86,7 @@ class Generator:
 
     def __init__(self, parts: GeneratorParts, face: LiveFace) -> None:
         """Prepare to make frames of an open face."""
-        self._parts, self._face = parts, face
-        self._hearing = LiveHearing(lambda sound: self._face.encode(sound), normalise=face.normalise)
+        self._parts, self._actor = parts, LiveActor(face)
         self._recovery = Recovery()
         self._stopping = threading.Event()
         self._turns = 0  # that have begun
@@ -155,7 +140,7 @@ class Generator:
     def _begin(self) -> _Turn:
         turn = _Turn(self._turns)
         self._turns += 1
-        self._hearing.begin()
+        self._actor.begin()
         return turn
 
     def _goes_on(self, turn: _Turn) -> bool:
@@ -169,24 +154,22 @@ class Generator:
         is_last = False
         while not is_last and self._goes_on(turn):
             settings = self._settings
-            needed = turn.made + settings.chunk_frames + settings.look_ahead_frames
+            needed = self._actor.needed_frames(settings)
             heard = self._wait_for(spoken, needed * SAMPLES_PER_FRAME, turn)
             if heard is None or not self._wait_for_room(turn):
                 break
             self._hear(spoken, turn, min(needed * SAMPLES_PER_FRAME, heard.samples))
-            spoken_frames = heard.samples // SAMPLES_PER_FRAME if heard.ended else None
-            if spoken_frames is not None and self._hearing.frames < needed:
-                self._hearing.push_silence(needed - self._hearing.frames)
-            is_last = spoken_frames is not None and spoken_frames + TAIL_FRAMES <= turn.made + settings.pinned_frames
-            needed_sample = spoken.start + turn.pushed
-            self._chunk(turn, settings, needed_sample, is_last=is_last)
+            if heard.ended:
+                self._actor.hear_silence(needed)
+                is_last = self._actor.can_end(heard.samples // SAMPLES_PER_FRAME, settings)
+            self._chunk(turn, settings, spoken.start + turn.pushed, is_last=is_last)
         self._parts.state.utterance_ends(now_s=self._now_s)
 
     def _return(self) -> None:
         """Bring the face back to rest from where it was left."""
         turn, settings = self._begin(), self._settings
         self._is_away = False
-        self._hearing.push_silence(settings.chunk_frames + settings.look_ahead_frames)
+        self._actor.hear_silence(self._actor.needed_frames(settings))
         self._chunk(turn, settings, None, is_last=True)
 
     def _wait_for(self, spoken: Spoken, samples: int, turn: _Turn) -> Heard | None:
@@ -212,9 +195,7 @@ class Generator:
 
     def _hear(self, spoken: Spoken, turn: _Turn, stop: int) -> None:
         if stop > turn.pushed:
-            sound = self._parts.ears.read(spoken, turn.pushed, stop)
-            self._hearing.push(sound)
-            turn.unshown = np.concatenate([turn.unshown, sound])
+            self._actor.hear(self._parts.ears.read(spoken, turn.pushed, stop))
             turn.pushed = stop
 
     # ── Chunks ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -228,19 +209,16 @@ class Generator:
             ready_media_s = parts.position_s() - (self._now_s - audio_ready_s)
             turn.due_s = parts.playout.expect(ready_media_s + parts.allowance_s, utterance=turn.number)
             ahead = parts.playout.ahead(turn.due_s, KEPT_FRAMES)
-            turn.shown = np.stack([shown.frame for shown in ahead])
-        assert turn.shown is not None
+            self._actor.start_from(np.stack([shown.frame for shown in ahead]))
         due_media_s, due_s = turn.due_s, self._now_s + turn.due_s - parts.position_s()
-        frames = self._frames(turn, settings, turn.shown, is_last=is_last)
+        first_frame = self._actor.made
+        frames = self._frames(settings, is_last=is_last)
         if frames is None or not self._goes_on(turn):
             return
-        sound = self._take_sound(turn, len(frames))
-        ready_s = self._now_s
-        chunk = LiveChunk(frames, sound, turn.number, turn.made, is_last, audio_ready_s, ready_s)
+        sound = self._actor.sound(len(frames))
+        chunk = LiveChunk(frames, sound, turn.number, first_frame, is_last, audio_ready_s, self._now_s)
         placed = parts.playout.add(chunk, due_media_s)
-        ready_s = self._now_s
-        turn.due_s, turn.made = placed.stop_s, turn.made + len(frames)
-        turn.shown = np.concatenate([turn.shown, frames])[-KEPT_FRAMES:]
+        ready_s, turn.due_s = self._now_s, placed.stop_s
         self._judge(ready_s - start_s, media_s=len(frames) / 25, missed=placed.waited_s > 0)
         if parts.on_chunk is not None:
             stages = {name: parts.stage_s.get(name, 0.0) - before.get(name, 0.0) for name in GRAPH_STAGES}
@@ -266,46 +244,12 @@ class Generator:
             )
         self._chunks += 1
 
-    def _take_sound(self, turn: _Turn, frames: int) -> Floats:
-        """Return the sound beside the next frames; silence where the speech has ended."""
-        count = frames * SAMPLES_PER_FRAME
-        sound, turn.unshown = turn.unshown[:count], turn.unshown[count:]
-        return np.pad(sound, (0, count - len(sound)))
-
-    def _frames(self, turn: _Turn, settings: LiveSettings, shown: Pixels, *, is_last: bool) -> Pixels | None:
+    def _frames(self, settings: LiveSettings, *, is_last: bool) -> Pixels | None:
         """Return the new frames of a window; after a fault the face that is on, as often. None if the turn is over."""
-        new = (settings.pinned_frames if is_last else settings.chunk_frames) // settings.repeat
         try:
-            windows: LiveWindows = self._face.windows[settings]
-            frames = windows.make(
-                shown[-settings.motion * settings.repeat :][settings.repeat - 1 :: settings.repeat],
-                self._heard(turn, settings),
-                self._key_frame(turn, settings, is_last=is_last),
-                emit_stop=settings.motion + new,
-            )
-            frames = np.repeat(frames, settings.repeat, axis=0)
-            return self._settled(frames) if is_last else frames
+            return self._actor.make(settings, is_last=is_last)
         except Exception as error:  # whatever a library raises
-            if not self._recover(error):
-                return None
-            return np.repeat(shown[-1:], new * settings.repeat, axis=0)
-
-    def _heard(self, turn: _Turn, settings: LiveSettings) -> Floats:
-        """Return the features of what a window hears, [window + 4, layers, channels]."""
-        first = turn.made - (settings.motion + AUDIO_REACH) * settings.repeat
-        stop = turn.made + settings.chunk_frames + settings.look_ahead_frames
-        return self._hearing.features(first, stop)[:: settings.repeat]
-
-    def _key_frame(self, turn: _Turn, settings: LiveSettings, *, is_last: bool) -> Floats:
-        """Return what a window ends on."""
-        key_frames = self._face.key_frames
-        last = turn.made + (settings.window - settings.motion) * settings.repeat - 1
-        return key_frames.rest if is_last else key_frames.at(last)
-
-    def _settled(self, frames: Pixels) -> Pixels:
-        """Return frames and the rest of the way to the rest pose, where the network stopped short of it."""
-        rest = self._face.rest_loop[0]
-        return np.concatenate([frames, settle(frames[-1], rest, count=settling_frames(frames[-1], rest))])
+            return self._actor.hold(settings, is_last=is_last) if self._recover(error) else None
 
     def _judge(self, cost_s: float, *, media_s: float, missed: bool) -> None:
         giving_up, state = self._parts.giving_up, self._parts.state
@@ -333,7 +277,7 @@ class Generator:
             self._parts.clock.wait_until(self._now_s + wait_s, self._stopping)
             try:
                 if remedy is Remedy.REOPEN:
-                    self._face = self._parts.open_face()
+                    self._actor.face = self._parts.open_face()
             except Exception as again:  # it may be the device that is gone
                 self._tell("reopening_failed", "S_UNEXPECTED", error=type(again).__name__, message=str(again))
                 contained = False
