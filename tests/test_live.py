@@ -39,7 +39,14 @@ def push_in_blocks(live: Any, sound: np.ndarray, *, block: int) -> None:
 # ── What is seen is what is heard ────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("block", [37, 640, 50_000], ids=["crumbs", "frames", "whole"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(37, id="crumbs", marks=pytest.mark.slow),
+        pytest.param(640, id="frames"),
+        pytest.param(50_000, id="whole", marks=pytest.mark.slow),
+    ],
+)
 def test_every_frame_shows_its_own_sound_however_it_was_pushed(block: int) -> None:
     room, viewer = FakeRoom(), Viewer()
     with open_live(room, viewer) as live:
@@ -54,6 +61,7 @@ def test_every_frame_shows_its_own_sound_however_it_was_pushed(block: int) -> No
     assert room.closed == 1
 
 
+@pytest.mark.slow
 def test_a_face_that_lags_is_caught_by_the_same_measure() -> None:
     viewer = Viewer()
     with open_live(FakeRoom(), viewer) as live:
@@ -63,6 +71,7 @@ def test_a_face_that_lags_is_caught_by_the_same_measure() -> None:
     assert late >= 8
 
 
+@pytest.mark.slow
 def test_sound_of_another_rate_comes_out_in_step() -> None:
     viewer = Viewer()
     with open_live(FakeRoom(), viewer) as live:
@@ -74,6 +83,7 @@ def test_sound_of_another_rate_comes_out_in_step() -> None:
     assert viewer.out_of_step() <= 12  # the resampler's ringing reaches into the frames beside a burst
 
 
+@pytest.mark.slow
 def test_utterances_follow_each_other_and_rest_in_between() -> None:
     viewer = Viewer()
     with open_live(FakeRoom(), viewer) as live:
@@ -100,6 +110,7 @@ def test_frames_come_at_their_time() -> None:
 # ── Never ahead of the sound ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_chunk_hears_nothing_that_had_not_arrived(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "speech.wav", np.tile(SPEECH, 2), 16000, subtype="PCM_16")
     chunks: list[ChunkMade] = []
@@ -136,6 +147,7 @@ def test_an_interruption_stops_sound_and_mouth_within_a_frame() -> None:
     assert LOUD in room.began_from  # the way back begins at the face as it was
 
 
+@pytest.mark.slow
 def test_what_is_said_after_an_interruption_begins_where_the_face_is() -> None:
     room, viewer = FakeRoom(), Viewer()
     with open_live(room, viewer) as live:
@@ -167,6 +179,7 @@ def test_a_window_of_nan_costs_one_chunk() -> None:
     assert codes.count("S_NONFINITE") >= 1 and "S_RECOVERED" in codes and room.opened == 1
 
 
+@pytest.mark.slow
 def test_an_engine_that_fails_is_opened_anew() -> None:
     room, viewer = FakeRoom(plan={1: RuntimeError("out of memory")}, broken_openings=1), Viewer()
     with open_live(room, viewer) as live:
@@ -177,6 +190,7 @@ def test_an_engine_that_fails_is_opened_anew() -> None:
     assert [index for index in loud_frames(viewer) if index >= 24] == [27]
 
 
+@pytest.mark.slow
 def test_an_engine_that_always_fails_ends_the_stream_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgereels.runtime.recovery.BACKOFF_S", (0.01,))
     room = FakeRoom(plan={number: RuntimeError("gone") for number in range(100)})
@@ -189,6 +203,7 @@ def test_an_engine_that_always_fails_ends_the_stream_and_says_so(monkeypatch: py
     assert live.state is State.FAILED
 
 
+@pytest.mark.slow
 def test_a_slow_machine_gives_up_quality_and_never_stands_still() -> None:
     better = LiveSettings(17, 5, 0, 2)
     room, viewer, events = FakeRoom(cost_s=0.55, settings=(better, LOW)), Viewer(), list[dict[str, Any]]()
@@ -206,6 +221,7 @@ def test_a_slow_machine_gives_up_quality_and_never_stands_still() -> None:
     assert live.counts.stalls >= 1
 
 
+@pytest.mark.slow
 def test_half_the_frames_stay_in_step() -> None:
     half = LiveSettings(17, 5, 0, 1, repeat=2)
     room, viewer = FakeRoom(settings=(half,)), Viewer()
@@ -222,6 +238,7 @@ def _with_costs(face: Any, costs: dict[LiveSettings, float]) -> Any:
     return face
 
 
+@pytest.mark.slow
 def test_an_utterance_that_nobody_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgereels.runtime.live_generator.STARVED_S", 0.3)
     viewer, events = Viewer(), list[dict[str, Any]]()
@@ -238,6 +255,7 @@ def test_an_utterance_that_nobody_ends_is_ended(monkeypatch: pytest.MonkeyPatch)
 # ── Outputs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_an_output_that_breaks_harms_no_other() -> None:
     def break_down(_media: ShownMedia) -> None:
         raise OSError("the cable was pulled")
@@ -263,6 +281,7 @@ def test_a_closed_window_ends_the_wait() -> None:
         assert time.perf_counter() - began_s < 2
 
 
+@pytest.mark.slow
 def test_it_ends_within_two_seconds_with_a_sink_that_hangs_and_a_whole_file(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     hang = threading.Event()
