@@ -18,6 +18,7 @@ from .latency_report import NEAREST
 from .latency_scenarios import OWN_SETTINGS, Plan, Stage, attend, first_words, play
 from .latency_trace import Contention, Event, Line
 from .latency_trace_file import TraceWriter, read_trace
+from .latency_validity import ASKED_TO_END
 from .machine_watch import MachineWatch, environment, process_began_s
 from .paced_sound import BLOCK_S, Clip, Samples
 from .report_folder import TRACE
@@ -190,6 +191,7 @@ def _writing(asked: Asked, session: Any, stages: list[Stage], run: _Run) -> Iter
             yield
         except Stopped as asked_to_end:
             stopped = asked_to_end
+            run.log.write(Event(ASKED_TO_END, "S_STOPPED", run.around.clock.now_s()))
         finally:
             run.log.end()
     if stopped is not None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a run may be published, and if not, why not: every reason is a sentence with its numbers."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -32,6 +33,8 @@ VOIDING_EVENTS = {
     "given_up": "the session failed before the end",
 }
 """Names of events after which the figures are of something else than what was asked."""
+ASKED_TO_END, ENDING_S = "asked_to_end", 2.0
+"""Event: the process was told to end. A run of a graph is broken off then, up to so long before it is noted here."""
 
 
 def validity(recorded: Recorded) -> dict[str, Any]:
@@ -90,8 +93,10 @@ def _voids(recorded: Recorded) -> Iterator[str]:
     if early:
         yield f"{early} blocks of sound were handed over before their time: the loop was not open"
     yield from _crowded(recorded)
+    ended_s = min((event.at_s for event in recorded.events if event.name == ASKED_TO_END), default=math.inf)
+    counted = [event.name for event in recorded.events if event.at_s < ended_s - ENDING_S]
     for name, meaning in VOIDING_EVENTS.items():
-        if times := sum(event.name == name for event in recorded.events):
+        if times := counted.count(name):
             yield f"{meaning} ({times} times)"
 
 

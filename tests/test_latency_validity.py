@@ -97,3 +97,9 @@ def test_load_of_the_measured_process_itself_is_no_contention() -> None:
 def test_what_can_not_be_read_is_no_reason() -> None:
     blind = each(Contention, psi=None, steal=None, others_cpu=None)(LINES)
     assert validity(recorded(blind))["status"] == "publishable"
+
+
+def test_what_is_broken_off_at_the_end_was_not_lost() -> None:
+    lost, ended = Event("chunk_lost", "S_UNEXPECTED", 50.0), Event("asked_to_end", "S_STOPPED", 50.5)
+    assert validity(recorded([*LINES, lost, ended]))["status"] == "publishable"
+    assert validity(recorded([*LINES, Event("chunk_lost", "S_UNEXPECTED", 40.0), ended]))["status"] == "invalid"
