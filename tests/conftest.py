@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the golden data is, and the checkpoints it holds, unpacked once outside the repository."""
+"""Golden data and the checkpoints it holds, unpacked once outside the repository; a sound server and a screen."""
 
 import getpass
 import hashlib
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from .real_devices import Screen, SoundServer
 
 if TYPE_CHECKING:
     from edgereels.quant.trajectory import Recording
@@ -94,3 +96,31 @@ def tiny_package(golden_checkpoints: Path, tmp_path_factory: pytest.TempPathFact
     target = tmp_path_factory.mktemp("packages") / "tiny.edgereels"
     assert main(["export", str(checkpoint), str(target), "--overrides", str(checkpoint / "tiny.json")]) == 0
     return target
+
+
+@pytest.fixture(scope="session")
+def one_sound_server(tmp_path_factory: pytest.TempPathFactory) -> SoundServer:
+    """PulseAudio; it ends with the process."""
+    return SoundServer(tmp_path_factory.mktemp("sound"))
+
+
+@pytest.fixture
+def sound_server(one_sound_server: SoundServer, monkeypatch: pytest.MonkeyPatch) -> SoundServer:
+    """A loudspeaker and a microphone that hears it."""
+    for name, value in one_sound_server.variables.items():
+        monkeypatch.setenv(name, value)
+    return one_sound_server
+
+
+@pytest.fixture(scope="session")
+def one_screen(tmp_path_factory: pytest.TempPathFactory) -> Screen:
+    """Xvfb; it ends with the process."""
+    return Screen(tmp_path_factory.mktemp("screen"))
+
+
+@pytest.fixture
+def screen(one_screen: Screen, monkeypatch: pytest.MonkeyPatch) -> Screen:
+    """A screen that nobody sees."""
+    for name, value in one_screen.variables.items():
+        monkeypatch.setenv(name, value)
+    return one_screen

@@ -5,15 +5,17 @@ Debian packages: pulseaudio, pulseaudio-utils, libasound2-plugins, libportaudio2
 the tests are skipped, unless EDGEREELS_REQUIRE_SOUND=1: there they fail.
 """
 
+import ctypes
 import mmap
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,35 +46,21 @@ def need(*programs: str, module: str) -> None:
         pytest.skip(f"not installed: {', '.join(missing)}")
 
 
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """Set variables of this process, for its own threads and for libraries that look at them; restore them after."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def start(*command: str, ready: Callable[[], Any], **settings: Any) -> subprocess.Popen[Any]:
+    """Return a program that runs, and is ready; it ends with this process, however that ends."""
+    child = subprocess.Popen(command, preexec_fn=_end_with_parent, **settings)
+    until(lambda: child.poll() is not None or ready(), what=f"{command[0]} to be ready", within_s=20)
+    assert child.poll() is None, f"{command[0]} ended with {child.returncode}"
+    _RUNNING.append(child)
+    return child
 
 
-@contextmanager
-def process(*command: str, ready: Callable[[], Any], **settings: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program until the block ends; enters the block when `ready` says so."""
-    with subprocess.Popen(command, **settings) as child:
-        try:
-            until(lambda: child.poll() is not None or ready(), what=f"{command[0]} to be ready", within_s=20)
-            assert child.poll() is None, f"{command[0]} ended with {child.returncode}"
-            yield child
-        finally:
-            child.terminate()
-            try:
-                child.wait(5)
-            except subprocess.TimeoutExpired:
-                child.kill()
+_RUNNING: list[subprocess.Popen[Any]] = []  # or Python complains that nobody waited for them
+
+
+def _end_with_parent() -> None:
+    """Linux only, as these programs are."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def until(condition: Callable[[], Any], *, what: str, within_s: float) -> Any:
@@ -86,107 +74,75 @@ def until(condition: Callable[[], Any], *, what: str, within_s: float) -> Any:
 
 
 class SoundServer:
-    """PulseAudio with one null sink. `module` is sounddevice on top of it."""
+    """PulseAudio with one null sink. `module` is sounddevice on top of it; needs `variables` in the environment."""
 
     def __init__(self, folder: Path) -> None:
         need("pulseaudio", "pactl", module="sounddevice")
-        self._folder, self._stack = folder, ExitStack()
-        self.module: Any = None
-
-    def __enter__(self) -> "SoundServer":
-        socket, alsa = self._folder / "sound.socket", self._folder / "asound.conf"
+        socket, alsa = folder / "sound.socket", folder / "asound.conf"
         alsa.write_text(_ALSA)
-        with ExitStack() as stack:
-            home = str(self._folder)
-            stack.enter_context(
-                environment(
-                    HOME=home,
-                    XDG_RUNTIME_DIR=home,
-                    XDG_CONFIG_HOME=home,
-                    PULSE_SERVER=f"unix:{socket}",
-                    ALSA_CONFIG_PATH=str(alsa),
-                )
+        self.variables = {"PULSE_SERVER": f"unix:{socket}", "ALSA_CONFIG_PATH": str(alsa)}
+        own = {"HOME": str(folder), "XDG_RUNTIME_DIR": str(folder), "XDG_CONFIG_HOME": str(folder)}
+        with (folder / "log").open("wb") as log:
+            start(
+                *("pulseaudio", "-n", "--daemonize=no", "--exit-idle-time=-1", "--use-pid-file=no"),
+                *("-L", f"module-native-protocol-unix auth-anonymous=1 socket={socket}"),
+                ready=lambda: socket.exists() and not self._pactl("info", check=False),
+                env={**os.environ, **own},
+                stderr=log,
             )
-            log = stack.enter_context((self._folder / "pulse.log").open("wb"))
-            stack.enter_context(
-                process(
-                    "pulseaudio",
-                    *("-n", "--daemonize=no", "--exit-idle-time=-1", "--use-pid-file=no"),
-                    *("-L", f"module-native-protocol-unix auth-anonymous=1 socket={socket}"),
-                    ready=lambda: (
-                        socket.exists() and subprocess.run(["pactl", "info"], capture_output=True).returncode == 0
-                    ),
-                    stderr=log,
-                )
-            )
-            self.plug()
-            import sounddevice
+        self.plug()
+        import sounddevice
 
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.variables.items():
+                patch.setenv(name, value)
             sounddevice._terminate()  # another test may have loaded it where there was no device
             sounddevice._initialize()
-            self.module = sounddevice
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        with suppress(self.module.PortAudioError):
-            self.module._terminate()
-            self.module._initialize()
-        self._stack.close()
+        self.module: Any = sounddevice
 
     def plug(self) -> None:
         """Plug the loudspeaker in; its monitor becomes the microphone."""
-        _pactl("load-module", "module-null-sink", f"sink_name={SINK}", "rate=48000")
-        _pactl("set-default-sink", SINK)
-        _pactl("set-default-source", f"{SINK}.monitor")
+        self._pactl("load-module", "module-null-sink", f"sink_name={SINK}", "rate=48000")
+        self._pactl("set-default-sink", SINK)
+        self._pactl("set-default-source", f"{SINK}.monitor")
 
     def unplug(self) -> None:
         """Pull it out; who played or listened loses the stream."""
-        _pactl("unload-module", "module-null-sink")
+        self._pactl("unload-module", "module-null-sink")
 
-
-def _pactl(*words: str) -> None:
-    subprocess.run(["pactl", *words], check=True, capture_output=True)
+    def _pactl(self, *words: str, check: bool = True) -> int:
+        environment = {**os.environ, **self.variables}
+        return subprocess.run(["pactl", *words], check=check, capture_output=True, env=environment).returncode
 
 
 class Screen:
-    """An X server on memory. `pixels` is what is on it at this moment, (height, width, 3) BGR, a view."""
+    """An X server on memory; needs `variables` in the environment.
+
+    There is one per process, and it lives as long: where it goes, Qt ends the process.
+    """
 
     def __init__(self, folder: Path, *, height: int = 480, width: int = 640) -> None:
         need("Xvfb", "xdotool", module="cv2")
-        self._folder, self._size, self._stack = folder, f"{width}x{height}x24", ExitStack()
-        self.pixels: np.ndarray
-
-    def __enter__(self) -> "Screen":
-        memory = self._folder / "Xvfb_screen0"
-        with ExitStack() as stack:
-            reader, writer = os.pipe()
-            number = stack.enter_context(os.fdopen(reader, "rb", buffering=0))
-            stack.enter_context(
-                process(
-                    "Xvfb",
-                    *("-displayfd", str(writer), "-screen", "0", self._size, "-fbdir", str(self._folder)),
-                    *("-nolisten", "tcp", "-noreset"),
-                    ready=memory.exists,
-                    pass_fds=[writer],
-                    stderr=subprocess.DEVNULL,
-                )
-            )
-            os.close(writer)
-            stack.enter_context(environment(DISPLAY=f":{number.read(16).decode().strip()}"))
-            file = stack.enter_context(memory.open("rb"))
+        memory = folder / "Xvfb_screen0"
+        reader, writer = os.pipe()
+        start(
+            *("Xvfb", "-displayfd", str(writer), "-screen", "0", f"{width}x{height}x24", "-fbdir", str(folder)),
+            *("-nolisten", "tcp", "-noreset"),
+            ready=memory.exists,
+            pass_fds=[writer],
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(writer)
+        with os.fdopen(reader, "rb") as number:
+            self.variables = {"DISPLAY": f":{number.readline().decode().strip()}"}
+        with memory.open("rb") as file:
             self.pixels = _picture(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+        """What is on the screen at this moment, (height, width, 3) BGR; a view."""
 
     def press(self, title: str, key: str) -> None:
         """Press a key in a window. Without a window manager nothing has the focus by itself."""
-        subprocess.run(
-            ["xdotool", "search", "--name", title, "windowfocus", "key", key], check=True, capture_output=True
-        )
+        words = ["xdotool", "search", "--name", title, "windowfocus", "key", key]
+        subprocess.run(words, check=True, capture_output=True, env={**os.environ, **self.variables})
 
 
 def _picture(memory: mmap.mmap) -> np.ndarray:
@@ -253,9 +209,28 @@ def beep(*, length_s: float = 0.06, rate: int = 16000) -> np.ndarray:
     return (0.5 * np.cos(2 * np.pi * 1000 * np.arange(round(length_s * rate)) / rate)).astype(np.float32)
 
 
-def interval_95(values: Any) -> tuple[float, float]:
-    """Return the 95 % interval of a median, by resampling."""
-    values = np.asarray(values)
-    draws = np.random.default_rng(0).choice(values, (2000, len(values)))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-    return float(low), float(high)
+@dataclass(frozen=True)
+class Offsets:
+    """How far apart things came that belong together."""
+
+    values_s: np.ndarray
+
+    @property
+    def interval_s(self) -> tuple[float, float]:
+        """Return the 95 % interval of the median, by resampling."""
+        draws = np.random.default_rng(0).choice(self.values_s, (2000, len(self.values_s)))
+        low_s, high_s = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+        return float(low_s), float(high_s)
+
+    def are_within(self, most_s: float) -> bool:
+        """Return whether the whole interval is."""
+        low_s, high_s = self.interval_s
+        return -most_s <= low_s and high_s <= most_s
+
+    def __str__(self) -> str:
+        low_s, high_s = self.interval_s
+        median_s, least_s, most_s = np.median(self.values_s), self.values_s.min(), self.values_s.max()
+        return (
+            f"n = {len(self.values_s)}: median {1000 * median_s:.1f} ms (95 % {1000 * low_s:.1f} to "
+            f"{1000 * high_s:.1f}), all {1000 * least_s:.1f} to {1000 * most_s:.1f} ms"
+        )
