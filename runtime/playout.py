@@ -32,7 +32,7 @@ class Playout:
         rest_loop_frames: Frames,
         *,
         policy: LatePolicy = LatePolicy.SHOW,
-        hold_s: float = 1.0,
+        hold_s: float = 3.0,
         resync_s: float = 2.0,
         on_event: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
