@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,7 @@ def make_plan(
     drop: int | None = None,
     budget_s: float = BUDGET_S,
     progress: Callable[[str], None] = lambda _what: None,
+    clock_s: Callable[[], float] = time.perf_counter,
 ) -> Plan:
     """Calibrate on an open session and predict; what is None is chosen around the package's own settings.
 
@@ -176,6 +178,7 @@ def make_plan(
         canvas_at=next(filter(face.fits, points), None),
         budget_s=budget_s,
         progress=progress,
+        clock_s=clock_s,
     )
     curves = curves_of(calibration.samples, operations=operations)
 
