@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime import UsageError, VerificationError, __version__
-from .latency_compare import Pair, judge, tail_difference, take_pairs
+from .latency_compare import Comparison, Pair, judge, tail_difference, take_pairs
 from .latency_recorder import Recorder
 from .latency_run import Surroundings
 from .latency_scenarios import Stage
@@ -131,10 +131,15 @@ class Side:
             recorder.on_chunk(made)
 
         session = stack.enter_context(self._around.open_session(self.recipe.package, **self.recipe.session))
-        live = stack.enter_context(session.live(**self.recipe.live, on_chunk=keep))
+        live = stack.enter_context(session.live(**self.recipe.live, on_chunk=keep, on_event=recorder.on_event))
         self.engines = {graph: list(got) for graph, got in session.engines.items()}
         self._stage = Stage(live, recorder, clock, stop=threading.Event())
         return self
+
+    @property
+    def lowered(self) -> int:
+        """How often the session gave up quality: what it did then was other work than the recipe asks for."""
+        return self._stage.recorder.tally.lowered if self._stage is not None else 0
 
     def work(self) -> float:
         """Say the clip's first seconds once; return seconds of work per second of video."""
@@ -173,9 +178,10 @@ def run_compare(
         during = watch.contention()
     found = judge(own, both)
     tails = [tail_difference(one.chunks, other.chunks, percentile=percentile) for percentile in TAILS]
+    lowered = {"first": one.lowered, "second": other.lowered}
     return {
         "format": "edgereels-latency-comparison/1",
-        "sentence": found.sentence,
+        "sentence": _sentence(found, lowered),
         "verdict": found.verdict,
         "figure": "seconds of work per second of video, one utterance, second over first",
         "first": one.recipe.settings(),
@@ -184,6 +190,7 @@ def run_compare(
         "noise": asdict(found.noise),
         "ratio": asdict(found.ratio),
         "threshold_share": found.threshold,
+        "quality_lowered": lowered,
         "chunk_work_tails": [asdict(tail) for tail in tails if tail is not None],
         "utterance_s": length_s,
         "contention": {
@@ -198,6 +205,13 @@ def run_compare(
     }
 
 
+def _sentence(found: Comparison, lowered: Mapping[str, int]) -> str:
+    """Say what was found, and whether it can be about the recipes at all."""
+    if not (times := sum(lowered.values())):
+        return found.sentence
+    return f"{found.sentence}; void, since quality was lowered {times} times to keep up: compare on a quiet machine"
+
+
 def verify_comparison(path: Path) -> int:
     """Judge the raw pairs of a comparison again; return how many there are.
 
@@ -208,11 +222,12 @@ def verify_comparison(path: Path) -> int:
         report = json.loads(path.read_text(encoding="utf-8"))
         own, both = ([_pair(pair) for pair in report[name]] for name in ("pairs_of_first_with_itself", "pairs"))
         found = judge(own, both)
+        sentence = _sentence(found, report["quality_lowered"])
         claimed = (report["sentence"], report["verdict"], report["noise"], report["ratio"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerificationError(f"{path} is no comparison that bench wrote ({error})") from error
-    if claimed != (found.sentence, found.verdict, asdict(found.noise), asdict(found.ratio)):
-        raise VerificationError(f"{path} says {claimed[0]!r}; its pairs give {found.sentence!r}")
+    if claimed != (sentence, found.verdict, asdict(found.noise), asdict(found.ratio)):
+        raise VerificationError(f"{path} says {claimed[0]!r}; its pairs give {sentence!r}")
     return len(own) + len(both)
 
 

@@ -116,6 +116,19 @@ def test_a_comparison_is_judged_again_from_its_pairs(tmp_path: Path, monkeypatch
             verify_comparison(path)
 
 
+def test_work_of_lowered_quality_is_no_work_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Side, "open", lambda self, _stack: self)
+    monkeypatch.setattr(Side, "work", lambda self: 1.0)
+    monkeypatch.setattr(Side, "lowered", 1)
+    around = Surroundings(clock=VirtualClock(), watch=QuietWatch)
+    found = run_compare(Recipe("a"), Recipe("b"), SPEECH, pairs=3, length_s=1.0, speed=5.0, around=around)
+    assert "void, since quality was lowered 2 times" in found["sentence"]
+    path = tmp_path / "comparison.json"
+    path.write_text(json.dumps({**found, "quality_lowered": {"first": 0, "second": 0}}), encoding="utf-8")
+    with pytest.raises(VerificationError):
+        verify_comparison(path)
+
+
 def test_pairs_are_pairs() -> None:
     pair: Pair = latency_pairs._pair([1, 2])
     assert pair == (1.0, 2.0)
