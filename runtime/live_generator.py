@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .clock import Clock
+from .engine import end_runs
 from .errors import NotFiniteError
 from .giving_up import GivingUp
 from .live_actor import KEPT_FRAMES, LiveActor
@@ -31,6 +32,9 @@ RESERVE_S = 2.0
 
 STARVED_S = 1.5
 """An utterance of which nothing comes for so long has ended, whether somebody says so or not."""
+
+HUNG_S = 20.0
+"""A window that takes so long is broken off, and the engines are opened anew."""
 
 ENDING_S = 0.1
 """A run that failed may have been ended by a signal that ends the stream as well: so long it is waited for."""
@@ -94,6 +98,8 @@ class Generator:
         self._chunks = 0
         self._is_away = False  # whether the face was left somewhere else than at rest
         self._is_busy = False
+        self._window_since_s: float | None = None
+        self._is_hung = False
         self.failure: Exception | None = None
         """What ended it, if something did."""
 
@@ -111,6 +117,14 @@ class Generator:
         """Make nothing more of these turns; the face goes back to rest from where it is."""
         self._cut = max(self._cut, through_turn)
         self._is_away = True
+
+    def watch(self) -> None:
+        """Break off a window that hangs; called now and then from another thread."""
+        since_s = self._window_since_s
+        if since_s is not None and self._now_s - since_s > HUNG_S and not self._is_hung:
+            self._is_hung = True
+            self._tell("hung", "S_HUNG", after_s=HUNG_S)
+            end_runs()
 
     def stop(self) -> None:
         """End `run` after the window that is being made."""
@@ -246,10 +260,14 @@ class Generator:
 
     def _frames(self, settings: LiveSettings, *, is_last: bool) -> Pixels | None:
         """Return the new frames of a window; after a fault the face that is on, as often. None if the turn is over."""
+        self._window_since_s, self._is_hung = self._now_s, False
         try:
             return self._actor.make(settings, is_last=is_last)
         except Exception as error:  # whatever a library raises
+            self._window_since_s = None
             return self._actor.hold(settings, is_last=is_last) if self._recover(error) else None
+        finally:
+            self._window_since_s = None
 
     def _judge(self, cost_s: float, *, media_s: float, missed: bool) -> None:
         giving_up, state = self._parts.giving_up, self._parts.state

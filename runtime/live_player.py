@@ -3,7 +3,7 @@
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .audio import SAMPLE_RATE
 from .canvas import Canvas
@@ -42,6 +42,7 @@ class Player:
         clock: Clock,
         fps: int,
         canvas: Canvas | None,
+        on_tick: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare.
 
@@ -52,9 +53,10 @@ class Player:
             clock: for readings.
             fps: slots per second.
             canvas: what frames are shown in.
+            on_tick: called about once a frame.
         """
         self._playout, self._sound_clock, self._outputs = playout, sound_clock, outputs
-        self._clock, self._fps, self._canvas = clock, fps, canvas
+        self._clock, self._fps, self._canvas, self._on_tick = clock, fps, canvas, on_tick
         self._stopping = threading.Event()
         self.is_resting = True
         """Whether the last frame that was shown is one of the rest loop."""
@@ -77,6 +79,7 @@ class Player:
             while slot <= newest and not self._stopping.is_set():
                 self._show(slot, due_s=now_s - (position_s - slot / self._fps))
                 slot += 1
+            self._on_tick()
             left_s = slot / self._fps - self._sound_clock.position_s()
             self._clock.wait_until(self._clock.now_s() + min(max(left_s, _SHORTEST_S), longest_s), self._stopping)
 

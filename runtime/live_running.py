@@ -80,7 +80,15 @@ class LiveRunning:
         self.generator = Generator(self._parts(room, face, options, state=state, fps=wanted.fps), face)
         """Makes frames."""
         self._outputs = [OpenOutput(output, wanted, on_event=options.on_event) for output in options.outputs]
-        self.player = Player(self.playout, self.sound_clock, self._outputs, clock=clock, fps=wanted.fps, canvas=canvas)
+        self.player = Player(
+            self.playout,
+            self.sound_clock,
+            self._outputs,
+            clock=clock,
+            fps=wanted.fps,
+            canvas=canvas,
+            on_tick=self.generator.watch,
+        )
         """Shows frames."""
         self._threads: list[threading.Thread] = []
         self._source: Source | None = None
