@@ -209,7 +209,7 @@ def _sentence(found: Comparison, lowered: Mapping[str, int]) -> str:
     """Say what was found, and whether it can be about the recipes at all."""
     if not (times := sum(lowered.values())):
         return found.sentence
-    return f"{found.sentence}; void, since quality was lowered {times} times to keep up: compare on a quiet machine"
+    return f"{found.sentence}; void, since quality was lowered (times: {times}) to keep up: compare on a quiet machine"
 
 
 def verify_comparison(path: Path) -> int:

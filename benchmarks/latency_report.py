@@ -73,14 +73,18 @@ def _live(run: Run, said: dict[str, Any]) -> str:
 def _why_not(computed: dict[str, Any], lowered: int) -> str:
     needed, misses, stalls = computed["needed_speed"], computed["misses"], computed["stalls"]
     if lowered:
-        return f"quality was lowered {lowered} times to keep up"
+        return f"quality was lowered {_times(lowered)} to keep up"
     if misses["hits"] and needed is None:
         return "no speed would do, a chunk was due before its sound was to come"
     if needed is not None and needed > 1:
         return f"{_burst(computed)}needs {max(needed, 1.01):.2f}×"
     if misses["hits"]:
         return f"{misses['hits']} of {misses['n']} chunks were late, for other reasons than speed: see the waits"
-    return f"every chunk was made in time, and the picture still stood {stalls['count']} times"
+    return f"every chunk was made in time, and the picture still stood {_times(stalls['count'])}"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _burst(computed: dict[str, Any]) -> str:

@@ -59,13 +59,13 @@ def test_a_fast_machine_that_stalled_is_not_live_and_not_called_slow() -> None:
 
 def test_a_picture_that_stood_is_not_live_even_if_every_chunk_was_there() -> None:
     held = [Frame(one.media_s, one.due_s, one.shown_s, "held") if isinstance(one, Frame) else one for one in EVEN]
-    assert "the picture still stood 1 times" in verdict_of(held)["sentence"]
+    assert "the picture still stood once" in verdict_of(held)["sentence"]
 
 
 def test_lowered_quality_is_told() -> None:
     lowered = verdict_of([*EVEN, Event(QUALITY, "S_QUALITY", 5.0, {"is_better": False})])
     assert lowered["live"] is False
-    assert "quality was lowered 1 times" in lowered["sentence"]
+    assert "quality was lowered once" in lowered["sentence"]
     assert verdict_of([*EVEN, Event(QUALITY, "S_QUALITY", 5.0, {"is_better": True})])["live"] is True
 
 
