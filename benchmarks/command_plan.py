@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime import AvatarSession, ModelPackage, UsageError, processor_name, read_avatar
+import numpy as np
+
+from ..runtime import Avatar, AvatarSession, ModelPackage, UsageError, processor_name, read_avatar
 from ..runtime.options import OptionParser, add_session_options, session_arguments, size, threads
 from ..runtime.printable import printable
 from .call_operations import CallOperations, points_of
@@ -174,7 +176,7 @@ def make_plan(
         session,
         points,
         operations=operations.window,
-        avatar=avatar,
+        avatar=avatar or (None if package.manifest.avatars else grey_portrait()),
         canvas_at=next(filter(face.fits, points), None),
         budget_s=budget_s,
         progress=progress,
@@ -231,6 +233,11 @@ def _smaller(size: tuple[int, int]) -> list[tuple[int, int]]:
     """Return a size and some below it."""
     found = [tuple(max(16, round(side * share / 16) * 16) for side in size) for share in SMALLER]
     return [(height, width) for height, width in dict.fromkeys(found)]
+
+
+def grey_portrait() -> Avatar:
+    """Return somebody for packages that bring nobody: what a face looks like costs nothing."""
+    return Avatar(name="nobody", portrait=np.full((64, 64, 3), 128, np.uint8))
 
 
 @dataclass(frozen=True)

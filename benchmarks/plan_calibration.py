@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime import AvatarSession, Trace
+from ..runtime import Avatar, AvatarSession, Trace
 from .call_operations import SAMPLES_PER_FRAME
 from .live_plan import HEARD_FRAMES, STAGES, Call, Curve, Setting, decoded_pieces
 from .machine_watch import MachineWatch
@@ -79,7 +79,7 @@ def calibrate(
     points: Sequence[Setting],
     *,
     operations: Callable[[Setting], float],
-    avatar: str | None,
+    avatar: str | Avatar | None,
     canvas_at: Setting | None,
     budget_s: float,
     progress: Progress = lambda _what: None,
@@ -151,7 +151,7 @@ class _Run:
         setting: Setting,
         *,
         sound: npt.NDArray[np.float32],
-        avatar: str | None,
+        avatar: str | Avatar | None,
         canvas: bool,
         clock_s: Callable[[], float],
     ) -> None:

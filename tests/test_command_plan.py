@@ -11,7 +11,7 @@ import pytest
 
 from edgereels.benchmarks import plan_calibration
 from edgereels.benchmarks.call_operations import CallOperations
-from edgereels.benchmarks.command_plan import face_of, main
+from edgereels.benchmarks.command_plan import face_of, grey_portrait, main
 from edgereels.benchmarks.live_plan import Setting, predict
 from edgereels.benchmarks.plan_calibration import Calibration, calibrate, curves_of
 from edgereels.runtime import AvatarSession, ModelPackage, PackageError, UsageError
@@ -124,6 +124,15 @@ def test_an_avatars_size_is_that_at_which_it_is_shown(package: Path) -> None:
         for name in opened.manifest.avatars:
             chunk = next(iter(session.stream(audio=np.ones(8000, np.float32) * 0.1, avatar=name, canvas=False)))
             assert face_of(opened, name).size == chunk.frames.shape[1:3]
+
+
+def test_a_package_that_brings_nobody_is_planned_for_somebody(package: Path) -> None:
+    nobody = grey_portrait()
+    point = Setting(32, 32, 17, 1, 5, 0)
+    with AvatarSession.open(package, threads=1) as session:
+        operations = CallOperations(session.package)
+        found = calibrate(session, [point], operations=operations.window, avatar=nobody, canvas_at=None, budget_s=5)
+    assert found.is_measured(point)
 
 
 # ── On the embedded package ──────────────────────────────────────────────────────────────────────────────────────────
