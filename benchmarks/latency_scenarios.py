@@ -25,8 +25,8 @@ LEAD_IN_S = 0.5
 """Before the first sound: the face rests."""
 IDLE_TIMEOUT_S = 0.5
 """After which a wait for an idle session looks whether it is to end."""
-MOST_WAIT_S = 30.0
-"""For the face to move, or to rest again, before a session is given up."""
+MOST_WAIT_S = 120.0
+"""For something new to be shown, before a session is given up: a machine that is far too slow is a finding."""
 TURN_PAUSES_S = (0.2, 1.2)
 """Between turns, drawn evenly: the first sound comes at any time within a frame."""
 JOINED_S = 2.0
@@ -84,7 +84,7 @@ class Stage:
         """Wait until all was shown and the face rests.
 
         Raises:
-            NoAnswerError: nothing new was shown for half a minute, and it does not rest either.
+            NoAnswerError: nothing new was shown for two minutes, and it does not rest either.
         """
         shown, last_s = -1, self.clock.now_s()
         while not self.live.wait_idle(timeout_s=IDLE_TIMEOUT_S) and not self.stop.is_set():
