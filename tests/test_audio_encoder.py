@@ -207,6 +207,7 @@ def test_another_activation_is_refused() -> None:
         AudioEncoderConfig.from_mapping({"hidden_act": "relu"})
 
 
+@pytest.mark.slow
 def test_the_exported_graph_agrees_at_both_shapes(tmp_path: Path) -> None:
     spec = graphs(seeded())[0]
     assert export_and_compare(spec, tmp_path) < REORDERED

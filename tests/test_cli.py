@@ -22,7 +22,7 @@ from edgereels.runtime.errors import EdgereelsError
 
 from .test_engine import ENDLESS
 
-VERBS = {"export", "inspect", "verify", "quantize", "avatar", "render", "demo", "doctor"}
+VERBS = {"export", "inspect", "verify", "quantize", "avatar", "render", "demo", "doctor", "bench", "live", "plan"}
 
 
 def fails(_arguments: list[str]) -> int:

@@ -113,6 +113,7 @@ def test_each_frame_is_matched_by_itself() -> None:
     assert furthest(match_colours(frames, mean=mean, std=std), alone) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_exported_graph_agrees_at_both_shapes(tmp_path: Path) -> None:
     found = differences_of(graphs()[0], tmp_path)
     assert found["matched"] < COLOUR_TOLERANCE

@@ -147,6 +147,7 @@ def test_an_unknown_setting_is_refused() -> None:
         TextEncoderConfig.from_mapping({"shared_pos": True})
 
 
+@pytest.mark.slow
 def test_the_exported_graph_agrees_at_every_length(tmp_path: Path) -> None:
     torch.manual_seed(5)
     spec = graphs(TextEncoder(TINY).eval())[0]
