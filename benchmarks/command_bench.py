@@ -9,14 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime import LATENCIES, Stopped, VerificationError, load_speech
-from ..runtime.options import OptionParser, add_run_options, add_session_options, session_arguments
+from ..runtime.options import OptionParser, add_session_options, session_arguments
 from ..runtime.printable import printable
-from .latency_compare import LEAST_PAIRS
+from .command_bench_compare import compare
+from .command_bench_options import (
+    add_utterance_options,
+    canvas,
+    compiling,
+    count,
+    end_line,
+    say_to,
+    seconds,
+    whole_frames,
+)
 from .latency_file import run_file
-from .latency_pairs import read_recipe, run_compare, verify_comparison
+from .latency_pairs import verify_comparison
 from .latency_recorder import SAMPLE_RATE
-from .latency_run import Asked, Say, Surroundings, run_live, run_multi
+from .latency_run import Asked, Surroundings, run_live
 from .latency_scenarios import LIVE_SCENARIOS, Plan
+from .latency_streams import run_multi
 from .latency_verify import verify
 from .paced_sound import Samples
 from .report_folder import COMPARISON, REPORT, TRACE, check_folder, report_folder, write_reports
@@ -27,7 +38,6 @@ DEFAULT_S = {"file": math.inf, "paced": 600.0, "turns": math.inf, "soak": 3600.0
 DEFAULT_TURNS = 64
 """Which carry a p90."""
 DEFAULT_STREAMS = 8
-FRAME_S = 0.04
 PROGRAM = "edgereels bench"
 
 
@@ -36,7 +46,7 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["verify"]:
         return _verify(argv[1:])
     if argv[:1] == ["compare"]:
-        return _compare(argv[1:])
+        return compare(argv[1:])
     return _measure(argv)
 
 
@@ -75,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="seed of the random draws (default: 42)")
     turns = parser.add_argument_group("turns")
     turns.add_argument("--turns", type=count, default=DEFAULT_TURNS, metavar="N", help=f"default: {DEFAULT_TURNS}")
-    _add_utterance_options(turns)
+    add_utterance_options(turns)
     others = parser.add_argument_group("soak, multi")
     others.add_argument("--pause", type=seconds, default=1.0, metavar="SECONDS", help="between utterances (default: 1)")
     others.add_argument(
@@ -85,24 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_utterance_options(parser: Any) -> None:
-    parser.add_argument(
-        "--utterance", type=seconds, default=3.0, metavar="SECONDS", help="of speech in each turn (default: 3)"
-    )
-    parser.add_argument(
-        "--push-speed",
-        type=seconds,
-        default=5.0,
-        metavar="X",
-        help="seconds of sound pushed per second; 1 is a microphone (default: 5)",
-    )
-
-
 def _measure(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     check_folder(arguments.out, force=arguments.force)
     samples, asked = _what(arguments)
-    around = Surroundings(say=_say(arguments))
+    around = Surroundings(say=say_to(arguments))
     runs = {"file": run_file, "multi": run_multi}
     stopped: Stopped | None = None
     with report_folder(arguments.out, force=arguments.force) as folder:
@@ -113,7 +110,7 @@ def _measure(argv: list[str]) -> int:
                 raise
             stopped = asked_to_end
         report = write_reports(folder)
-    _end_line(arguments)
+    end_line(arguments)
     code = _tell(report, arguments)
     if stopped is not None:
         raise stopped
@@ -126,7 +123,7 @@ def _what(arguments: argparse.Namespace) -> tuple[Samples, Asked]:
     duration_s = arguments.duration or DEFAULT_S[arguments.scenario]
     if arguments.scenario == "file" and duration_s < math.inf:
         samples = samples[: round(duration_s * SAMPLE_RATE)]
-    live = {"avatar": arguments.avatar, "canvas": _canvas(arguments.canvas), "seed": arguments.seed}
+    live = {"avatar": arguments.avatar, "canvas": canvas(arguments.canvas), "seed": arguments.seed}
     plan = Plan(
         arguments.scenario,
         duration_s=whole_frames(duration_s),
@@ -135,7 +132,7 @@ def _what(arguments: argparse.Namespace) -> tuple[Samples, Asked]:
         push_speed=arguments.push_speed,
         pause_s=arguments.pause,
     )
-    session = session_arguments(arguments) | {"on_compile": _on_compile(arguments)}
+    session = session_arguments(arguments) | {"on_compile": compiling(arguments)}
     asked = Asked(
         plan,
         package=arguments.package,
@@ -145,15 +142,6 @@ def _what(arguments: argparse.Namespace) -> tuple[Samples, Asked]:
         streams=arguments.streams,
     )
     return samples, asked
-
-
-def whole_frames(length_s: float) -> float:
-    """Return a length in whole frames, at least one: what a session adds to fill a frame is none of the sound's."""
-    return length_s if math.isinf(length_s) else max(1, round(length_s / FRAME_S)) * FRAME_S
-
-
-def _canvas(word: str | None) -> bool | None:
-    return {"on": True, "off": False, None: None}[word]
 
 
 def _tell(report: dict[str, Any], arguments: argparse.Namespace) -> int:
@@ -191,91 +179,3 @@ def _verify(argv: list[str]) -> int:
         agree = verify(folder / TRACE, folder / REPORT)
     print(json.dumps({"agree": agree}) if arguments.json else f"{agree} figures of {folder} follow from its trace")
     return 0
-
-
-# ── Comparing ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _compare(argv: list[str]) -> int:
-    parser = OptionParser(
-        prog=f"{PROGRAM} compare",
-        description="Compare two recipes of settings, interleaved in one run, after the noise of this machine. A "
-        "recipe is a JSON file or text such as device=openvino:CPU,latency=low; what it leaves out the options say.",
-    )
-    parser.add_argument("first", metavar="A", help="recipe")
-    parser.add_argument("second", metavar="B", help="recipe")
-    parser.add_argument("--audio", type=Path, required=True, metavar="FILE", help="speech")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for comparison.json")
-    parser.add_argument("--force", action="store_true", help="replace a comparison that exists")
-    parser.add_argument(
-        "--pairs", type=count, default=LEAST_PAIRS, metavar="N", help=f"default, and least for a verdict: {LEAST_PAIRS}"
-    )
-    parser.add_argument("--package", default="default", metavar="P", help="package folder (default: the embedded one)")
-    parser.add_argument("--avatar", metavar="A", help="avatar file, or the name of an avatar inside the package")
-    parser.add_argument("--canvas", choices=("on", "off"), default="off", help="default: off")
-    parser.add_argument("--latency", choices=LATENCIES, default="low", help="default: low")
-    parser.add_argument("--seed", type=int, help="seed of the random draws (default: 42)")
-    _add_utterance_options(parser)
-    add_run_options(parser)
-    arguments = parser.parse_args(argv)
-    check_folder(arguments.out, force=arguments.force)
-    names = ("package", "avatar", "latency", "seed", "device", "threads", "compute")
-    defaults = {name: getattr(arguments, name) for name in names} | {"canvas": _canvas(arguments.canvas)}
-    first, second = (read_recipe(text, defaults=defaults) for text in (arguments.first, arguments.second))
-    samples = load_speech(arguments.audio)
-    with report_folder(arguments.out, force=arguments.force) as folder:
-        found = run_compare(
-            first,
-            second,
-            samples,
-            pairs=arguments.pairs,
-            length_s=whole_frames(arguments.utterance),
-            speed=arguments.push_speed,
-            around=Surroundings(say=_say(arguments)),
-        )
-        (folder / COMPARISON).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    _end_line(arguments)
-    print(json.dumps(found) if arguments.json else printable(found["sentence"]))
-    return 0
-
-
-# ── Words and progress ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def seconds(text: str) -> float:
-    """Read a length or a speed above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
-    return value
-
-
-def count(text: str) -> int:
-    """Read a count."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least 1")
-    return int(text)
-
-
-def _is_shown(arguments: argparse.Namespace) -> bool:
-    return arguments.progress or sys.stderr.isatty()
-
-
-def _say(arguments: argparse.Namespace) -> Say:
-    if not _is_shown(arguments):
-        return lambda _text: None
-    return lambda text: print(text.ljust(70), end="\r", file=sys.stderr, flush=True)
-
-
-def _on_compile(arguments: argparse.Namespace) -> Any:
-    say = _say(arguments)
-    return lambda done, total, graph: say(f"compiled {done}/{total} graphs, now {graph}")
-
-
-def _end_line(arguments: argparse.Namespace) -> None:
-    """Leave the line that progress was written over."""
-    if _is_shown(arguments):
-        print(file=sys.stderr)

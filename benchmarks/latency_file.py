@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime import GRAPH_STAGES, MissingExtraError, __version__
-from .latency_recorder import FPS, SAMPLE_RATE, first_line
+from .latency_first_line import first_line
+from .latency_recorder import FPS, SAMPLE_RATE
 from .latency_run import Asked, Surroundings
 from .latency_trace import Chunk, Turn
 from .latency_trace_file import TraceWriter

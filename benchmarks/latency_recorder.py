@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .latency_report import QUALITY
-from .latency_trace import Chunk, Event, Frame, Line, Run, SoundBlock, SoundOut, Turn
+from .latency_trace import Chunk, Event, Frame, Line, SoundBlock, SoundOut, Turn
 from .latency_trace_file import TraceWriter
 
 if TYPE_CHECKING:
@@ -250,45 +250,6 @@ class Recorder:
         self._expected = None
         self.tally.turns += 1
         self._write(Turn(expected.from_s, expected.shown_s, expected.kind, expected.look_ahead_s, self._stream))
-
-
-def first_line(scenario: str, *, session: Any, compute: str, **fields: Any) -> Run:
-    """Return the first line of a trace of a session whose engines are open.
-
-    Args:
-        scenario: what is measured.
-        session: whose `engine_reports` say what was asked and what was got.
-        compute: precision that was asked for; `auto` asks for none.
-        fields: of `Run`.
-    """
-    return Run(
-        scenario,
-        fps=FPS,
-        engines=[_engine(graph, got, compute) for graph, got in sorted(session.engine_reports.items())],
-        package_digest=session.package.digest,
-        **fields,
-    )
-
-
-def _engine(graph: str, got: Any, compute: str) -> dict[str, str]:
-    """Return one entry of `Run.engines`; precision is asked of the transformer and the VAE alone."""
-    chosen = compute != "auto" and got.subnetwork in ("dit", "vae_encoder", "vae_decoder")
-    return {
-        "graph": graph,
-        "provider_asked": _provider_of(got.asked, got.provider),
-        "provider": got.provider,
-        "precision_asked": compute if chosen else "",
-        "precision": got.precision,
-    }
-
-
-def _provider_of(device: str, got: str) -> str:
-    """Return what the library of a device calls it; `got` where another would do as well and has the same kind."""
-    library, _, place = device.partition(":")
-    known = {"openvino": f"OpenVINO {place}", "onnxruntime": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-    if library in known:
-        return known[library]
-    return "" if device == "auto" else got if "CPU" in got else "CPU"
 
 
 def _plain(value: Any) -> Any:

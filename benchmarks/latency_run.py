@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime import GRAPH_STAGES, AvatarSession, Clock, MonotonicClock, Stopped, __version__, to_callback
+from .latency_first_line import first_line
 from .latency_nearest import nearest_setting
-from .latency_recorder import SAMPLE_RATE, Recorder, TraceLog, first_line
+from .latency_recorder import SAMPLE_RATE, Recorder, TraceLog
 from .latency_report import NEAREST
 from .latency_scenarios import OWN_SETTINGS, Plan, Stage, attend, first_words, play
-from .latency_trace import Contention, Event, Line
+from .latency_trace import Event, Line
 from .latency_trace_file import TraceWriter, read_trace
 from .latency_validity import ASKED_TO_END
 from .machine_watch import MachineWatch, environment, process_began_s
@@ -25,9 +26,6 @@ from .report_folder import TRACE
 
 WARM_UP_CHUNKS = 2
 """Of each stream, left out of all figures but their own."""
-TRIED = "tried"
-"""Folder with a trace per number of streams."""
-
 Say = Callable[[str], None]
 
 
@@ -91,67 +89,41 @@ def run_live(asked: Asked, samples: Samples, folder: Path, around: Surroundings)
     log = TraceLog()
     watch = around.watch(log.write, now_s=around.clock.now_s)
     watch.contention(before=True)
-    with _opened(asked, around) as session:
-        run = _Run(folder / TRACE, log, watch, around)
+    with opened(asked, around) as session:
+        run = RunTo(folder / TRACE, log, watch, around)
         if asked.plan.scenario == "turns":
             stage = _run_turns(asked, session, samples, run)
         else:
-            (stage,) = _run_streams(asked, [session], samples, run)
-        found = _nearest(asked, session, stage, around)
+            (stage,) = run_streams(asked, [session], samples, run)
+        found = nearest_of(asked, session, stage, around)
     if found:
-        _copy_trace(folder / TRACE, folder / TRACE, found)
-
-
-def run_multi(asked: Asked, samples: Samples, folder: Path, around: Surroundings) -> None:
-    """Raise the number of streams until one is late; `folder/trace.jsonl` is that of the most that were not.
-
-    Each stream has a session, a speaker and a viewer of its own. The traces of all numbers are kept in `folder/tried`.
-    """
-    tried: list[dict[str, int]] = []
-    (folder / TRIED).mkdir()
-    with ExitStack() as stack:
-        sessions, found = list[Any](), list[Event]()
-        before: Contention | None = None
-        while len(sessions) < asked.streams:
-            log = TraceLog()
-            watch = around.watch(log.write, now_s=around.clock.now_s)
-            if before is None:
-                before = watch.contention(before=True)
-            else:  # the minute before was ours
-                log.write(before)
-            sessions.append(stack.enter_context(_opened(asked, around)))
-            count = len(sessions)
-            run = _Run(folder / TRIED / f"streams-{count}.jsonl", log, watch, around)
-            stages = _run_streams(asked, sessions, samples, run)
-            late = sum(stage.recorder.tally.missed + stage.recorder.tally.lowered for stage in stages)
-            tried.append({"streams": count, "missed": late, "chunks": sum(s.recorder.tally.chunks for s in stages)})
-            if late:
-                found += _nearest(asked, sessions[0], stages[0], around) if count == 1 else []
-                break
-    best = max((one["streams"] for one in tried if not one["missed"]), default=1)
-    found.append(Event("streams_tried", None, around.clock.now_s(), {"tried": tried}))
-    _copy_trace(folder / TRIED / f"streams-{best}.jsonl", folder / TRACE, found)
+        add_lines(folder / TRACE, folder / TRACE, found)
 
 
 @dataclass(frozen=True)
-class _Run:
+class RunTo:
     """Where a run goes to, and what watches it."""
 
     path: Path
+    """Of the trace."""
     log: TraceLog
+    """Takes lines before there is a file."""
     watch: MachineWatch
+    """Writes into the same log."""
     around: Surroundings
+    """Clock, progress."""
 
 
 @contextmanager
-def _opened(asked: Asked, around: Surroundings) -> Iterator[Any]:
+def opened(asked: Asked, around: Surroundings) -> Iterator[Any]:
+    """Open a session."""
     around.say("opening the package")
     with around.open_session(asked.package, **asked.session) as session:
         yield session
 
 
 @contextmanager
-def _stage(asked: Asked, session: Any, run: _Run, *, stream: int, stop: threading.Event) -> Iterator[Stage]:
+def _stage(asked: Asked, session: Any, run: RunTo, *, stream: int, stop: threading.Event) -> Iterator[Stage]:
     """Run a live stream whose viewer and listeners are a recorder."""
     clock = run.around.clock
     warm_up = 0 if asked.plan.scenario == "turns" else WARM_UP_CHUNKS
@@ -168,7 +140,7 @@ def _stage(asked: Asked, session: Any, run: _Run, *, stream: int, stop: threadin
 
 
 @contextmanager
-def _writing(asked: Asked, session: Any, stages: list[Stage], run: _Run) -> Iterator[None]:
+def _writing(asked: Asked, session: Any, stages: list[Stage], run: RunTo) -> Iterator[None]:
     """Write the trace while the body runs; seal it also when the process is asked to end."""
     latency = stages[0].live.latency
     line = first_line(
@@ -202,7 +174,7 @@ def _field_names(latency: Any) -> list[str]:
     return [one.name for one in dataclasses.fields(latency)]
 
 
-def _run_streams(asked: Asked, sessions: list[Any], samples: Samples, run: _Run) -> list[Stage]:
+def run_streams(asked: Asked, sessions: list[Any], samples: Samples, run: RunTo) -> list[Stage]:
     """Play the scenario on a stream per session, all at once."""
     stop = threading.Event()
     with ExitStack() as stack:
@@ -220,7 +192,7 @@ def _job(plan: Plan, stage: Stage, clip: Clip) -> Callable[[], None]:
     return lambda: play(plan, stage, clip)
 
 
-def _run_turns(asked: Asked, session: Any, samples: Samples, run: _Run) -> Stage:
+def _run_turns(asked: Asked, session: Any, samples: Samples, run: RunTo) -> Stage:
     """Measure the first words of a first and of a second stream, then turns in the second.
 
     The lines of the first stream wait until the trace begins with the second, whose engines are the same.
@@ -242,7 +214,7 @@ def _run_turns(asked: Asked, session: Any, samples: Samples, run: _Run) -> Stage
     return warm
 
 
-def _nearest(asked: Asked, session: Any, stage: Stage, around: Surroundings) -> list[Event]:
+def nearest_of(asked: Asked, session: Any, stage: Stage, around: Surroundings) -> list[Event]:
     """Return what would be live, where something was missed."""
     tally, latency = stage.recorder.tally, stage.live.latency
     if not (tally.missed or tally.lowered or tally.missing_frames):
@@ -259,7 +231,7 @@ def _nearest(asked: Asked, session: Any, stage: Stage, around: Surroundings) -> 
     return [] if setting is None else [Event(NEAREST, None, around.clock.now_s(), {"setting": setting})]
 
 
-def _progress(plan: Plan, stages: list[Stage], run: _Run) -> Callable[[], None]:
+def _progress(plan: Plan, stages: list[Stage], run: RunTo) -> Callable[[], None]:
     start_s = run.around.clock.now_s()
 
     def show() -> None:
@@ -274,7 +246,7 @@ def _progress(plan: Plan, stages: list[Stage], run: _Run) -> Callable[[], None]:
     return show
 
 
-def _copy_trace(source: Path, target: Path, more: Sequence[Line]) -> None:
+def add_lines(source: Path, target: Path, more: Sequence[Line]) -> None:
     """Write a trace again, with more lines."""
     recorded = read_trace(source)
     with TraceWriter(target, recorded.run) as writer:

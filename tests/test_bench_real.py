@@ -38,7 +38,7 @@ def measure(folder: Path, plan: Plan, *, observe: Callable[..., None] | None = N
 def test_a_real_stream_accounts_for_all_of_its_time_and_never_peeks(tmp_path: Path) -> None:
     recorded, report = measure(tmp_path, Plan("paced", duration_s=6.0))
     assert sum(block.samples for block in recorded.sound_blocks) == 6 * 16000
-    assert 6 * 25 <= sum(chunk.frames for chunk in recorded.chunks) <= 7.5 * 25, "the speech, and the way back to rest"
+    assert 6 * 25 <= sum(chunk.frames for chunk in recorded.chunks) <= 6 * 25 + 2 * 81, "speech, and a way back to rest"
     assert report["figures"]["unaccounted_share"] < 0.02
     assert not [reason for reason in report["validity"]["reasons"] if "sound" in reason or "length" in reason]
     assert report["figures"]["av_offset_ms"]["p50"]["value"] == pytest.approx(0.0, abs=20.0)

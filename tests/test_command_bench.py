@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgereels.benchmarks import command_bench, latency_run
+from edgereels.benchmarks import command_bench, command_bench_compare, latency_run
 from edgereels.benchmarks.latency_scenarios import Plan
 from edgereels.runtime import AvatarSession, Stopped, cli
 
@@ -52,6 +52,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
             began_s=49.0,
         )
         monkeypatch.setattr(command_bench, "Surroundings", around)
+        monkeypatch.setattr(command_bench_compare, "Surroundings", around)
         return drive(clock, lambda: bench(*arguments), waiting=3)
 
     return run

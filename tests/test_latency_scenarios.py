@@ -9,8 +9,9 @@ import pytest
 
 from edgereels.benchmarks import latency_scenarios
 from edgereels.benchmarks.latency_report import report_of
-from edgereels.benchmarks.latency_run import Asked, Surroundings, run_live, run_multi
+from edgereels.benchmarks.latency_run import Asked, Surroundings, run_live
 from edgereels.benchmarks.latency_scenarios import NoAnswerError, Plan, Stage
+from edgereels.benchmarks.latency_streams import run_multi
 from edgereels.benchmarks.latency_trace_file import Recorded, read_trace
 
 from .fake_session import FakeSession, Fault, QuietWatch, drive
