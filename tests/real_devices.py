@@ -121,7 +121,7 @@ class Screen:
     There is one per process, and it lives as long: where it goes, Qt ends the process.
     """
 
-    def __init__(self, folder: Path, *, height: int = 480, width: int = 640) -> None:
+    def __init__(self, folder: Path, *, height: int = 1100, width: int = 1280) -> None:
         need("Xvfb", "xdotool", module="cv2")
         memory = folder / "Xvfb_screen0"
         reader, writer = os.pipe()
@@ -140,9 +140,17 @@ class Screen:
         """What is on the screen at this moment, (height, width, 3) BGR; a view."""
 
     def press(self, title: str, key: str) -> None:
-        """Press a key in a window. Without a window manager nothing has the focus by itself."""
-        words = ["xdotool", "search", "--name", title, "windowfocus", "key", key]
-        subprocess.run(words, check=True, capture_output=True, env={**os.environ, **self.variables})
+        """Press a key in a window."""
+        self._do(title, "key", key)
+
+    def type(self, title: str, text: str) -> None:
+        """Type a text in a window."""
+        self._do(title, "type", text)
+
+    def _do(self, title: str, *words: str) -> None:
+        """Without a window manager nothing has the focus by itself. Where a key closes the window, xdotool fails."""
+        command = ["xdotool", "search", "--onlyvisible", "--name", title, "windowfocus", *words]
+        subprocess.run(command, check=False, capture_output=True, env={**os.environ, **self.variables})
 
 
 def _picture(memory: mmap.mmap) -> np.ndarray:
@@ -155,7 +163,7 @@ def _picture(memory: mmap.mmap) -> np.ndarray:
 
 
 class Ear:
-    """Writes down what a microphone hears, and when. Sample k was heard at `times_s()[k]`, by the same clock."""
+    """Writes down what a microphone hears, and when. By the same clock as everything else."""
 
     def __init__(self, module: Any, *, rate: int = 16000) -> None:
         self.events: list[dict[str, Any]] = []
@@ -170,16 +178,15 @@ class Ear:
     def __exit__(self, *error: object) -> None:
         self.source.stop()
 
-    @property
-    def heard_s(self) -> float:
-        """Seconds of sound since it listens."""
-        return sum(len(block.samples) for block in list(self._blocks)) / self._rate
-
     def samples(self) -> np.ndarray:
-        return np.concatenate([block.samples[:, 0] for block in list(self._blocks)])
+        """Return what was heard, (n,)."""
+        return self.recording()[1]
 
-    def times_s(self) -> np.ndarray:
-        """Return when each sample was heard. Blocks come late at times and never early: the earliest one is right."""
+    def recording(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return when each sample was heard, and the samples, both (n,).
+
+        Blocks come late at times and never early: the earliest one is right.
+        """
         blocks = list(self._blocks)
         arrived_s = np.array([block.arrived_s for block in blocks])
         lengths = np.array([len(block.samples) for block in blocks])
@@ -189,13 +196,18 @@ class Ear:
             its_lengths, its_arrived_s = lengths[streams == stream], arrived_s[streams == stream]
             start_s = np.min(its_arrived_s - np.cumsum(its_lengths) / self._rate)
             times_s.append(start_s + np.arange(its_lengths.sum()) / self._rate)
-        return np.concatenate(times_s)
+        return np.concatenate(times_s), np.concatenate([block.samples[:, 0] for block in blocks])
+
+    def loudness(self, *, last_s: float) -> float:
+        """Return the root mean square of what was heard last."""
+        newest = self.samples()[-round(last_s * self._rate) :]
+        return float(np.sqrt(np.mean(np.square(newest))))
 
     def onsets_s(self, *, level: float = 0.1, quiet_s: float = 0.1) -> np.ndarray:
         """Return when it became loud after it had been quiet for a while."""
-        loud = np.flatnonzero(np.abs(self.samples()) > level)
-        begins = loud[np.diff(loud, prepend=-self._rate) > quiet_s * self._rate]
-        return self.times_s()[begins]
+        times_s, samples = self.recording()
+        loud = np.flatnonzero(np.abs(samples) > level)
+        return times_s[loud[np.diff(loud, prepend=-self._rate) > quiet_s * self._rate]]
 
 
 def say(capsys: pytest.CaptureFixture[str], line: str) -> None:

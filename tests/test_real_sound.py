@@ -93,8 +93,8 @@ def test_an_interruption_is_silent_soon(sound_server: SoundServer, capsys: pytes
             asked_s, position_s = time.perf_counter(), speakers.position_s()
             silent_s = asked_s + speakers.clear() - position_s
             time.sleep(0.5)
-            times_s, loud = ear.times_s(), np.abs(ear.samples()) > 0.02
-            last_s = times_s[np.flatnonzero(loud)[-1]]
+            times_s, samples = ear.recording()
+            last_s = times_s[np.flatnonzero(np.abs(samples) > 0.02)[-1]]
             after_s.append(last_s - asked_s)
             lateness_s.append(last_s - silent_s)
     say(
