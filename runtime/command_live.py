@@ -84,21 +84,16 @@ def main(argv: list[str]) -> int:
         parser.error(f"--duration is {arguments.duration:g}; expected more than 0 seconds")
     made = {"out": arguments.out, "events": arguments.events}
     targets = {name: path for name, path in made.items() if path is not None}
-    counted, lock = Counter[str](), Lock()
+    is_interrupted = False
+    events = _Events()
     with AvatarSession.open(
         arguments.package, on_compile=compile_progress(arguments), **session_arguments(arguments)
     ) as session:
         check_targets(targets, inputs={"audio": arguments.audio}, packages=[session.package.root])
         with ExitStack() as stack:
-            lines = stack.enter_context(LinesSink(arguments.events)) if arguments.events else None
-
-            def note(event: dict[str, Any]) -> None:
-                with lock:  # from any thread
-                    counted[str(event.get("code"))] += 1
-                    if lines is not None:
-                        lines.write(event)
-
-            source = stack.enter_context(_source(arguments, note))
+            if arguments.events:
+                events.lines = stack.enter_context(LinesSink(arguments.events))
+            source = stack.enter_context(_source(arguments))
             live = stack.enter_context(
                 session.live(
                     latency=arguments.latency,
@@ -109,26 +104,82 @@ def main(argv: list[str]) -> int:
                     outputs=_outputs(arguments),
                     speakers=False if arguments.speakers is None else _device(arguments.speakers, default=True),
                     late=_late(arguments),
-                    on_event=note,
+                    on_event=events.note,
                 )
             )
             print(f"live: {live.latency}", file=sys.stderr, flush=True)
-            live.wait_over(arguments.duration)
-            live.stop(within_s=FINISHED_WITHIN_S)
-            report = _report(live, session, counted)
-            if lines is not None:
-                lines.finish()
-    print(json.dumps(report) if arguments.json else _describe(report, arguments))
-    return 0
+            try:
+                live.wait_over(arguments.duration)
+                live.stop(within_s=FINISHED_WITHIN_S)
+            except KeyboardInterrupt:  # how a stream without an end is ended: what it filmed and told is kept
+                live.stop()
+                is_interrupted = True
+            report = _report(live, session, events.counted)
+            events.finish()
+    print(json.dumps(report) if arguments.json else _describe(report, arguments, failed=events.failed))
+    if is_interrupted:
+        return 130
+    return 1 if events.failed else 0
 
 
-def _source(arguments: argparse.Namespace, note: Any) -> Source:
+class _Events:
+    """Takes events from any thread: counts them, writes them, says the important ones on stderr."""
+
+    SAID = frozenset({"state", "missing", "restored", "sink_failed", "sink_stuck", "chunk_lost", "too_slow"})
+
+    def __init__(self) -> None:
+        self.counted = Counter[str]()
+        self.failed = set[str]()
+        """Outputs that broke, by name; `events` is the file of events."""
+        self.lines: LinesSink | None = None
+        self._lock = Lock()
+
+    def note(self, event: dict[str, Any]) -> None:
+        """Take one."""
+        with self._lock:
+            self.counted[str(event.get("code"))] += 1
+            if event["event"] == "sink_failed":
+                self.failed.add(str(event["sink"]))
+            if event["event"] in self.SAID:
+                print(f"live: {_said(event)}", file=sys.stderr, flush=True)
+            if self.lines is not None:
+                try:
+                    self.lines.write(event)
+                except OSError as error:
+                    self._fail(error)
+
+    def finish(self) -> None:
+        """Give the file its name."""
+        with self._lock:
+            if self.lines is not None:
+                try:
+                    self.lines.finish()
+                except OSError as error:
+                    self._fail(error)
+                self.lines = None
+
+    def _fail(self, error: OSError) -> None:
+        print(f"live: the file of events can't be written: {error}", file=sys.stderr, flush=True)
+        self.failed.add("events")
+        self.lines = None
+
+
+def _said(event: dict[str, Any]) -> str:
+    """Return an event as a line for people."""
+    if event["event"] == "state":
+        return f"{event['from']} -> {event['to']} ({event['code']})"
+    left_out = ("event", "code", "at_s", "media_s")
+    details = ", ".join(f"{name} {value}" for name, value in event.items() if name not in left_out)
+    return printable(f"{event['event']} {event['code']}{': ' if details else ''}{details}")
+
+
+def _source(arguments: argparse.Namespace) -> Source:
     clock = MonotonicClock()
     if arguments.audio is not None:
         return WavSource(arguments.audio, clock)
     if arguments.stdin is not None:
         return StdinSource(arguments.stdin, clock)
-    return MicrophoneSource(clock, device=_device(arguments.microphone, default=None), on_event=note)
+    return MicrophoneSource(clock, device=_device(arguments.microphone, default=None))
 
 
 def _outputs(arguments: argparse.Namespace) -> list[Output]:
@@ -163,9 +214,10 @@ def _report(live: Live, session: AvatarSession, counted: Counter[str]) -> dict[s
     }
 
 
-def _describe(report: dict[str, Any], arguments: argparse.Namespace) -> str:
+def _describe(report: dict[str, Any], arguments: argparse.Namespace, *, failed: set[str]) -> str:
     frames = report["frames"]
-    lines = [f"wrote {path}" for path in (arguments.out, arguments.events) if path is not None]
+    made = {"file": arguments.out, "events": arguments.events}
+    lines = [f"wrote {path}" for name, path in made.items() if path is not None and name not in failed]
     lines.append(
         f"{frames['shown']} frames spoken, {frames['rest']} at rest; {frames['late_chunks']} chunks late, "
         f"{frames['stalls']} stalls ({frames['stalled_s']:.2f} s), {frames['dropped']} frames dropped"

@@ -18,6 +18,7 @@ from .live_room import LiveRoom
 from .live_running import LiveOptions, LiveRunning
 from .live_settings import LiveLatency
 from .live_state import LiveState, State
+from .microphone import MicrophoneSource
 from .playout_types import LatePolicy, PlayoutCounts
 from .push_source import PushSource
 from .sources import Source
@@ -69,6 +70,26 @@ class LockedState(LiveState):
             super().utterance_ends(now_s=now_s)
 
 
+def _late(asked: LatePolicy | str | None) -> LatePolicy:
+    try:
+        return LatePolicy.SHOW if asked is None else LatePolicy(asked)
+    except ValueError:
+        raise UsageError(f"late is {asked!r}; expected {', '.join(LatePolicy)}") from None
+
+
+def _ends(asked: str | None, *, default: Literal["mark", "silence"]) -> Literal["mark", "silence"]:
+    if asked not in (None, "mark", "silence"):
+        raise UsageError(f"ends is {asked!r}; expected 'mark' or 'silence'")
+    return default if asked is None else ("mark" if asked == "mark" else "silence")
+
+
+def _distinct(outputs: Sequence[Output]) -> tuple[Output, ...]:
+    targets = [output.target.absolute() for output in outputs if output.target is not None]
+    if len(set(targets)) < len(targets):
+        raise UsageError("two outputs write the same file; expected a file for each")
+    return tuple(outputs)
+
+
 class Live:
     """A live stream. It runs inside `with`; every method may be called from any thread."""
 
@@ -79,7 +100,7 @@ class Live:
         source: Source | None,
         outputs: Sequence[Output],
         speakers: bool | int | str,
-        late: LatePolicy | None,
+        late: LatePolicy | str | None,
         ends: Literal["mark", "silence"] | None,
         on_event: OnEvent | None,
         on_chunk: Callable[[ChunkMade], None] | None,
@@ -91,17 +112,19 @@ class Live:
             source = self._pushed = PushSource(self._clock)
         self._source: Source = source
         self._room, self._on_event = room, on_event
+        if isinstance(source, MicrophoneSource):
+            source.report_to(self._tell)
         self._options = LiveOptions(
-            tuple(outputs),
+            _distinct(outputs),
             speakers,
-            late or LatePolicy.SHOW,
-            ends or ("silence" if self._pushed is None else "mark"),
+            _late(late),
+            _ends(ends, default="silence" if self._pushed is None else "mark"),
             self._tell,
             on_chunk,
         )
         self._state = LockedState(on_event=self._tell)
         self._parts: LiveRunning | None = None
-        self._stopping = threading.Lock()
+        self._stopping = threading.RLock()  # a listener may end the stream
         self._interrupting = threading.Lock()
         self._left = threading.Event()  # somebody closed the window
         self._is_used = self._is_closed = False
@@ -144,7 +167,8 @@ class Live:
                 if self._parts is not None:
                     self._parts.stop(within_s=within_s)
             finally:
-                self._room.close()
+                if self._parts is None or not self._parts.is_making:
+                    self._room.close()
 
     @property
     def _running(self) -> LiveRunning:
@@ -185,13 +209,14 @@ class Live:
         with self._interrupting:
             if self._pushed is not None:
                 self._pushed.clear()
-            self._running.ears.drop()
+            self._running.ears.drop(generation=self._pushed.generation if self._pushed is not None else 0)
             through = self._running.generator.newest_turn
-            self._running.generator.cut(through)
-            self._running.playout.interrupt(self.position_s(), through_utterance=through)
-            self._running.sound_clock.clear()
+            shown = self._running.player.interrupt(through_turn=through)
+            self._running.generator.cut(through, is_away=shown.kind != "rest")
 
     def _own_source(self, method: str) -> PushSource:
+        if self._state.has_ended:
+            raise UsageError(f"{method} was called, and the stream is {self.state}: begin another")
         if self._pushed is None:
             raise UsageError(f"{method} was called, and the stream has a source of its own; leave the source out")
         return self._pushed
@@ -273,14 +298,21 @@ class Live:
     def _tell(self, event: dict[str, Any]) -> None:
         """Hand an event on; devices and outputs that come and go change the state."""
         code, now_s = event.get("code"), self.now_s()
-        if event["event"] in ("audio_lost", "microphone") and code == "AUDIO_UNAVAILABLE":
+        if event["event"] == "audio_lost":
             self._state.degrade("AUDIO_UNAVAILABLE", now_s=now_s)
-        elif code in ("AUDIO_PLAYING", "AUDIO_AVAILABLE"):
+        elif code == "AUDIO_PLAYING":
             self._state.restore("AUDIO_UNAVAILABLE", now_s=now_s)
+        elif event["event"] == "microphone" and code == "AUDIO_UNAVAILABLE":
+            self._state.degrade("MICROPHONE_UNAVAILABLE", now_s=now_s)
+        elif event["event"] == "microphone" and code == "AUDIO_AVAILABLE":
+            self._state.restore("MICROPHONE_UNAVAILABLE", now_s=now_s)
         elif event["event"] == "sink_failed":
             self._state.degrade(str(code), now_s=now_s)
         elif code == "WINDOW_CLOSED":
             self._left.set()
         logger.debug("live: %s", event)
-        if self._on_event is not None:
-            self._on_event(event)
+        try:
+            if self._on_event is not None:
+                self._on_event(event)
+        except Exception:  # what a listener gets wrong must not end the thread that tells it
+            logger.exception("on_event raised at %s", event)

@@ -2,6 +2,7 @@
 """Between a source and the generator: the newest sound at 16 kHz, where utterances lie in it, and when it arrived."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from .utterances import Utterance, Utterances
 Samples = npt.NDArray[np.float32]
 
 RING_S = 30.0
-AHEAD_S = 5.0
-"""So much sound may wait for the generator; then the source has to wait."""
+AHEAD_S = 10.0
+"""So much sound may wait for the generator; then the source has to wait. A window of any quality needs less."""
 
 
 @dataclass
@@ -61,15 +62,20 @@ class LiveEars:
     """One thread calls `hear` and `close`, another one everything else."""
 
     def __init__(
-        self, *, ends: Literal["mark", "silence"], on_event: Callable[[dict[str, Any]], None] | None = None
+        self,
+        *,
+        ends: Literal["mark", "silence"],
+        now_s: Callable[[], float] = time.perf_counter,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         """Begin a stream.
 
         Args:
             ends: as of `Utterances`.
+            now_s: clock reading, as of the blocks' arrival.
             on_event: told what is wrong with the sound.
         """
-        self._on_event = on_event
+        self._now_s, self._on_event = now_s, on_event
         self._changed = threading.Condition()
         self._utterances = Utterances(ends)
         self._input: SoundInput | None = None
@@ -79,6 +85,8 @@ class LiveEars:
         self._arrivals: deque[_Arrival] = deque()
         self._read = 0  # absolute index up to which the generator needs nothing any more
         self._stopped = False
+        self._generation = 0  # of the sound that is wanted
+        self._drops = 0
         self.is_over = False
         """Whether nothing more will come."""
         self.failure: Exception | None = None
@@ -100,8 +108,11 @@ class LiveEars:
     def hear(self, block: SoundBlock) -> None:
         """Take a block; waits while the generator is far behind."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._behind <= AHEAD_S * SAMPLE_RATE)
-            if self._stopped:
+            drops = self._drops
+            self._changed.wait_for(
+                lambda: self._stopped or self._drops != drops or self._behind <= AHEAD_S * SAMPLE_RATE
+            )
+            if self._stopped or self._drops != drops or block.generation < self._generation:
                 return
             for samples in self._converted(block):
                 self._append(samples, block)
@@ -115,7 +126,7 @@ class LiveEars:
             if self._input is not None:
                 tail = self._input.finish()
                 if len(tail):
-                    self._ring_append(tail)
+                    self._append(tail, SoundBlock(tail, SAMPLE_RATE, self._now_s(), self._now_s()))
             self._end()
             self.is_over, self.failure = True, failure
             self._changed.notify_all()
@@ -150,7 +161,9 @@ class LiveEars:
     def arrival(self, sample: int) -> tuple[float, float]:
         """Return when a sample, by absolute index behind it, was intended to arrive and did; forgets earlier ones."""
         with self._changed:
-            while len(self._arrivals) > 1 and self._arrivals[0].stop < sample:
+            while len(self._arrivals) > 1 and (
+                self._arrivals[0].stop < sample or self._arrivals[1].stop == self._arrivals[0].stop
+            ):
                 self._arrivals.popleft()
             found = self._arrivals[0]
             return found.intended_s, found.arrived_s
@@ -161,9 +174,10 @@ class LiveEars:
             if spoken is self._newest and spoken.stop is None:
                 self._end()
 
-    def drop(self) -> None:
-        """Forget every utterance that has begun."""
+    def drop(self, *, generation: int = 0) -> None:
+        """Forget every utterance that has begun, and what is still to come of an older generation of blocks."""
         with self._changed:
+            self._drops, self._generation, self._input = self._drops + 1, generation, None
             self._end()
             for spoken in (*self._waiting, *([self._newest] if self._newest else [])):
                 spoken.dropped = True
@@ -224,6 +238,8 @@ class LiveEars:
         ended = self._utterances.end()
         if ended is not None and ended.stop_sample is not None:
             self._ring.append(np.zeros(ended.stop_sample - self._ring.stop, np.float32))
+            now_s = self._now_s()  # not before now it is known that nothing more comes
+            self._arrivals.append(_Arrival(self._ring.stop, now_s, now_s))
             self._note(ended)
 
     def _note(self, change: Utterance) -> None:

@@ -83,6 +83,8 @@ class _Turn:
     """Media time at which the next chunk is to be on."""
     pushed: int = 0
     """Samples of the utterance that were heard."""
+    settings: LiveSettings | None = None
+    """Of the last chunk."""
 
 
 class Generator:
@@ -95,6 +97,7 @@ class Generator:
         self._stopping = threading.Event()
         self._turns = 0  # that have begun
         self._cut = -1  # the last turn that was cut off
+        self._returning = -2  # the last turn that was only a way back
         self._chunks = 0
         self._is_away = False  # whether the face was left somewhere else than at rest
         self._is_busy = False
@@ -113,10 +116,10 @@ class Generator:
         """The last turn that has begun; -1 before the first."""
         return self._turns - 1
 
-    def cut(self, through_turn: int) -> None:
-        """Make nothing more of these turns; the face goes back to rest from where it is."""
+    def cut(self, through_turn: int, *, is_away: bool) -> None:
+        """Make nothing more of these turns; if the face is away from rest, it goes back from where it is."""
         self._cut = max(self._cut, through_turn)
-        self._is_away = True
+        self._is_away = self._is_away or is_away
 
     def watch(self) -> None:
         """Break off a window that hangs; called now and then from another thread."""
@@ -144,6 +147,7 @@ class Generator:
         except Exception as error:  # nothing may end a thread unseen
             self.failure = error
             self._is_busy = False
+            self._parts.ears.stop_waiting()
             if not self._parts.state.has_ended:
                 self._parts.state.change(
                     State.FAILED, code="S_UNEXPECTED", now_s=self._now_s, error=type(error).__name__, message=str(error)
@@ -162,8 +166,8 @@ class Generator:
 
     def _speak(self, spoken: Spoken) -> None:
         """Make an utterance and the way back to rest."""
+        self._is_away = False  # before the turn begins: an interruption of it must not be forgotten
         turn = self._begin()
-        self._is_away = False
         self._parts.state.utterance_begins(now_s=self._now_s)
         is_last = False
         while not is_last and self._goes_on(turn):
@@ -181,14 +185,15 @@ class Generator:
 
     def _return(self) -> None:
         """Bring the face back to rest from where it was left."""
-        turn, settings = self._begin(), self._settings
         self._is_away = False
+        turn, settings = self._begin(), self._settings
+        self._returning = turn.number
         self._actor.hear_silence(self._actor.needed_frames(settings))
         self._chunk(turn, settings, None, is_last=True)
 
     def _wait_for(self, spoken: Spoken, samples: int, turn: _Turn) -> Heard | None:
         """Return what is there of an utterance once it is enough, or all; None where nobody wants it any more."""
-        before = -1
+        before = self._parts.ears.wait_for(spoken, samples, timeout_s=0).samples
         while self._goes_on(turn):
             heard = self._parts.ears.wait_for(spoken, samples, timeout_s=STARVED_S)
             if heard.dropped:
@@ -221,10 +226,17 @@ class Generator:
         intended_s, audio_ready_s = (start_s, start_s) if needed_sample is None else parts.ears.arrival(needed_sample)
         if turn.due_s is None:
             ready_media_s = parts.position_s() - (self._now_s - audio_ready_s)
-            turn.due_s = parts.playout.expect(ready_media_s + parts.allowance_s, utterance=turn.number)
+            wanted_s = ready_media_s + parts.allowance_s
+            if self._returning == turn.number - 1:
+                parts.playout.clear_from(wanted_s)
+            turn.due_s = parts.playout.expect(wanted_s, utterance=turn.number)
             ahead = parts.playout.ahead(turn.due_s, KEPT_FRAMES)
             self._actor.start_from(np.stack([shown.frame for shown in ahead]))
-        due_media_s, due_s = turn.due_s, self._now_s + turn.due_s - parts.position_s()
+        elif settings != turn.settings and turn.settings is not None:  # a longer window has to wait for more sound
+            turn.due_s += max(0.0, settings.first_frame_s - turn.settings.first_frame_s)
+        turn.settings = settings
+        due_media_s = turn.due_s
+        due_s = self._now_s + due_media_s + parts.playout.moved_s - parts.position_s()
         first_frame = self._actor.made
         frames = self._frames(settings, is_last=is_last)
         if frames is None or not self._goes_on(turn):
@@ -291,8 +303,10 @@ class Generator:
                 self.failure = error
                 state.change(State.FAILED, code="S_TOO_MANY_FAULTS", now_s=self._now_s, message=str(error))
                 self._stopping.set()
+                self._parts.ears.stop_waiting()
                 return False
-            self._parts.clock.wait_until(self._now_s + wait_s, self._stopping)
+            if not self._parts.clock.wait_until(self._now_s + wait_s, self._stopping):
+                return False
             try:
                 if remedy is Remedy.REOPEN:
                     self._actor.face = self._parts.open_face()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .errors import UsageError
 from .frame_queue import FrameQueue, OnEvent, Policy
 from .live_reports import ShownMedia
 from .live_sinks import CallbackSink, LiveSink, SinkWorker
@@ -48,6 +49,14 @@ class Output:
     """Whether what waits at the end is still written."""
     check: Callable[[], None] | None = None
     """Called before anything else is done: raises what would fail later."""
+    target: Path | None = None
+    """The file that it writes, if it does."""
+
+    def __post_init__(self) -> None:
+        if not self.limit_s > 0:
+            raise UsageError(f"limit_s of {self.name} is {self.limit_s}; expected more than 0 seconds")
+        if self.policy not in ("drop_oldest", "block"):
+            raise UsageError(f"policy of {self.name} is {self.policy!r}; expected 'drop_oldest' or 'block'")
 
 
 def to_window(title: str = "edgereels", *, full_screen: bool = False, module: Any = None) -> Output:
@@ -79,7 +88,7 @@ def to_file(path: str | Path) -> Output:
     def check() -> None:
         RecordingSink(Path(path), height=2, width=2, comment="")
 
-    return Output("file", make, limit_s=10.0, policy="block", drain=True, check=check)
+    return Output("file", make, limit_s=10.0, policy="block", drain=True, check=check, target=Path(path))
 
 
 def to_callback(
@@ -95,7 +104,8 @@ def to_callback(
         function: called with each; what it raises ends this output and no other.
         name: for events.
         limit_s: most that waits for it, seconds.
-        policy: `drop_oldest`: a slow function sees the newest frames; `block`: all of them, up to `limit_s` behind.
+        policy: `drop_oldest`: a slow function sees the newest frames; `block`: all of them in order, up to `limit_s`
+            behind, and none beyond: the stream waits for nobody.
     """
 
     def make(_format: LiveFormat, _on_event: OnEvent | None) -> LiveSink:
@@ -121,8 +131,8 @@ class OpenOutput:
         self._worker.start()
 
     def put(self, media: ShownMedia) -> None:
-        """Hand a frame over; one that a full queue doesn't take within a frame's time is counted as dropped."""
-        self.queue.put(media, duration_s=self._frame_s, timeout_s=self._frame_s)
+        """Hand a frame over, at once; one that a full queue doesn't take is counted as dropped."""
+        self.queue.put(media, duration_s=self._frame_s, timeout_s=0.0)
 
     def stop(self, *, timeout_s: float) -> bool:
         """End the sink; whether it ended in time."""

@@ -11,6 +11,7 @@ from .clock import Clock
 from .live_outputs import OpenOutput
 from .live_reports import ShownMedia
 from .playout import Playout
+from .playout_types import Shown
 from .silent_clock import SilentClock
 from .speakers import Speakers
 
@@ -58,6 +59,7 @@ class Player:
         self._playout, self._sound_clock, self._outputs = playout, sound_clock, outputs
         self._clock, self._fps, self._canvas, self._on_tick = clock, fps, canvas, on_tick
         self._stopping = threading.Event()
+        self._feeding = threading.Lock()  # an interruption must not come between reading sound and handing it over
         self.is_resting = True
         """Whether the last frame that was shown is one of the rest loop."""
 
@@ -69,19 +71,32 @@ class Player:
         """Show frames until `stop`."""
         slot = 0
         while not self._stopping.is_set():
-            position_s, longest_s = self._sound_clock.position_s(), math.inf
-            if isinstance(self._sound_clock, Speakers):
-                self._feed(max(position_s + SPEAKERS_LEAD_S, self._sound_clock.taken_s + FEED_S))
-                longest_s = FEED_EVERY_S
+            position_s = self._feed()
             now_s, newest = self._clock.now_s(), math.floor(position_s * self._fps + 1e-6)
             if newest - slot > MOST_BEHIND_S * self._fps:
                 slot = newest
             while slot <= newest and not self._stopping.is_set():
                 self._show(slot, due_s=now_s - (position_s - slot / self._fps))
                 slot += 1
+                if slot <= newest:  # it is behind: the sound must not run dry over the pictures
+                    self._feed()
             self._on_tick()
-            left_s = slot / self._fps - self._sound_clock.position_s()
-            self._clock.wait_until(self._clock.now_s() + min(max(left_s, _SHORTEST_S), longest_s), self._stopping)
+            left_s = max(slot / self._fps - self._sound_clock.position_s(), _SHORTEST_S)
+            is_fed = isinstance(self._sound_clock, Speakers)
+            self._clock.wait_until(
+                self._clock.now_s() + (min(left_s, FEED_EVERY_S) if is_fed else left_s), self._stopping
+            )
+
+    def interrupt(self, *, through_turn: int) -> Shown:
+        """Stop sound and mouth; nothing more of these turns is shown or played.
+
+        Returns:
+            Where the face is.
+        """
+        with self._feeding:
+            shown = self._playout.interrupt(self._sound_clock.position_s(), through_utterance=through_turn)
+            self._sound_clock.clear()
+        return shown
 
     def _show(self, slot: int, *, due_s: float) -> None:
         shown = self._playout.at(slot / self._fps)
@@ -90,11 +105,20 @@ class Player:
         for output in self._outputs:
             output.put(media)
 
-    def _feed(self, until_s: float) -> None:
-        """Hand the device its sound up to a media time; what it has passed already is not played any more."""
-        start_s, sound = self._playout.sound(until_s)
-        missed = round((self._sound_clock.end_s - start_s) * SAMPLE_RATE)
-        if missed > 0:
-            start_s, sound = start_s + missed / SAMPLE_RATE, sound[missed:]
-        if len(sound):
-            self._sound_clock.write(sound, is_last=True, not_before_s=start_s)
+    def _feed(self) -> float:
+        """Hand a device its sound, if there is one, and return the media time that is heard.
+
+        What the device has passed already is not played any more.
+        """
+        with self._feeding:
+            position_s = self._sound_clock.position_s()
+            if not isinstance(self._sound_clock, Speakers):
+                return position_s
+            until_s = max(position_s + SPEAKERS_LEAD_S, self._sound_clock.taken_s + FEED_S)
+            start_s, sound = self._playout.sound(until_s)
+            missed = round((self._sound_clock.end_s - start_s) * SAMPLE_RATE)
+            if missed > 0:
+                start_s, sound = start_s + missed / SAMPLE_RATE, sound[missed:]
+            if len(sound):
+                self._sound_clock.write(sound, is_last=not sound.any(), not_before_s=start_s)
+            return position_s

@@ -7,6 +7,7 @@ from typing import Any
 from .audio import SAMPLE_RATE
 from .avatar import Avatar
 from .canvas import Canvas
+from .errors import EngineError
 from .live_face import LiveFace, open_face
 from .live_outputs import LiveFormat
 from .live_settings import LiveSettings
@@ -50,10 +51,12 @@ class LiveRoom:
         self._canvas_of, self._placement, self._release = canvas_of, placement, release
         self._on_compile = on_compile
         self._trace = Trace(keep=False, on_event=self._count)
-        self._is_open = False
+        self._is_open = self._is_closed = False
 
     def open(self) -> LiveFace:
         """Open the engines, for the first time or anew, and make the face ready."""
+        if self._is_closed:
+            raise EngineError("this live stream has ended; expected one that runs: begin another")
         placement = self._placement(self._is_open)
         self._is_open = True
         placement.record_to(self._trace)
@@ -76,6 +79,7 @@ class LiveRoom:
 
     def close(self) -> None:
         """Give the engines back; called again it does nothing."""
+        self._is_closed = True
         if self._is_open:
             self._is_open = False
             self._release()

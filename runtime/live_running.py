@@ -10,6 +10,7 @@
 import math
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,16 +67,21 @@ class LiveRunning:
         for output in options.outputs:
             if output.check is not None:
                 output.check()
-        self._clock = clock
+        self._clock, self._room, self._is_stopped = clock, room, False
         face = room.open()
         wanted, canvas = room.shown_as(face)
         self.latency = _latency(room, face, fps=wanted.fps)
         """What a viewer waits for."""
-        self.playout = Playout(wanted.fps, face.rest_loop, policy=options.late, on_event=options.on_event)
+
+        def tell(event: dict[str, Any]) -> None:
+            """Tell of the playout, which knows media time alone, in readings of the clock."""
+            options.on_event({**event, "at_s": clock.now_s(), "media_s": event["at_s"]})
+
+        self.playout = Playout(wanted.fps, face.rest_loop, policy=options.late, on_event=tell)
         """Says what is on."""
         self.sound_clock = _open_sound(options)
         """The master clock."""
-        self.ears = LiveEars(ends=options.ends, on_event=options.on_event)
+        self.ears = LiveEars(ends=options.ends, now_s=clock.now_s, on_event=options.on_event)
         """Where sound arrives."""
         self.generator = Generator(self._parts(room, face, options, state=state, fps=wanted.fps), face)
         """Makes frames."""
@@ -100,9 +106,17 @@ class LiveRunning:
             output.start()
             self._is_open.append(output)
         self.sound_clock.__enter__()
-        for name, function in (("player", self.player.run), ("generator", self.generator.run)):
+        for name, function in (("player", self.player.run), ("generator", self._generate)):
             self._threads.append(threading.Thread(target=function, name=f"edgereels-{name}", daemon=True))
             self._threads[-1].start()
+
+    def _generate(self) -> None:
+        """Run the generator; who ends last gives the engines back."""
+        try:
+            self.generator.run()
+        finally:
+            if self._is_stopped:
+                self._room.close()
 
     def listen(self, source: Source) -> None:
         """Take sound from a source."""
@@ -111,24 +125,33 @@ class LiveRunning:
 
     def stop(self, *, within_s: float) -> None:
         """End everything; what is still busy then is left behind."""
+        self._is_stopped = True
         until_s = self._clock.now_s() + within_s
 
         def left_s() -> float:
             return max(0.05, until_s - self._clock.now_s())
 
-        if self._source is not None:
-            self._source.stop()
-        self.ears.stop_waiting()
+        self.ears.stop_waiting()  # before the source, which may wait for it
         self.generator.stop()
         self.player.stop()
-        if self._threads:
-            self._threads[0].join(left_s())  # the player: nothing more comes for the outputs
-        for output in self._is_open:
-            output.stop(timeout_s=left_s())
-        if self._threads:
-            self.sound_clock.__exit__(None, None, None)
-        for thread in self._threads[1:]:
-            thread.join(left_s())
+        with ExitStack() as stack:  # whatever one of them raises, the others end too; backwards
+            for thread in self._threads[1:]:
+                stack.callback(lambda each=thread: _join(each, left_s()))
+            if self._threads:
+                stack.callback(self.sound_clock.__exit__, None, None, None)
+            for output in sorted(self._is_open, key=lambda each: not each.output.drain, reverse=True):
+                stack.callback(lambda each=output: each.stop(timeout_s=left_s()))
+            for output in self._is_open:
+                stack.callback(output.queue.close)
+            if self._source is not None:
+                stack.callback(self._source.stop)
+            if self._threads:
+                stack.callback(lambda: _join(self._threads[0], left_s()))  # the player: nothing more comes
+
+    @property
+    def is_making(self) -> bool:
+        """Whether the generator is still busy with a window, after `stop`."""
+        return any(thread.is_alive() for thread in self._threads[1:])
 
     def _parts(
         self, room: LiveRoom, face: LiveFace, options: LiveOptions, *, state: LiveState, fps: int
@@ -152,6 +175,12 @@ class LiveRunning:
             on_event=options.on_event,
             on_chunk=options.on_chunk,
         )
+
+
+def _join(thread: threading.Thread, timeout_s: float) -> None:
+    """Wait for a thread, unless it is this one: a listener may end the stream from anywhere."""
+    if thread is not threading.current_thread():
+        thread.join(timeout_s)
 
 
 def _cost(face: LiveFace, settings: LiveSettings) -> float:

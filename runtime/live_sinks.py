@@ -166,7 +166,7 @@ class SinkWorker:
         self._queue.close()
         if not drain:
             self._queue.clear()
-        if self._thread is None:
+        if self._thread is None or self._thread is threading.current_thread():
             return True
         self._thread.join(max(0.0, timeout_s - FINISHING_S))
         self._queue.clear()

@@ -13,7 +13,7 @@ import numpy as np
 
 from .clock import Clock
 from .errors import MediaError
-from .sound_device import import_sounddevice
+from .sound_device import check_device, import_sounddevice
 from .sound_input import OnEvent, check_format
 from .sources import BLOCK_S, OnBlock, SoundBlock, ThreadedSource
 
@@ -64,6 +64,8 @@ class MicrophoneSource(ThreadedSource):
         super().__init__()
         check_format(48_000 if sample_rate is None else sample_rate, channels, what="the microphone")
         self._module = import_sounddevice(purpose="listening to a microphone") if module is None else module
+        if device is not None:
+            check_device(self._module, device, "input")
         self._clock, self._device, self._rate, self._channels = clock, device, sample_rate, channels
         self._on_event = on_event
         self.overflows = 0
@@ -73,6 +75,17 @@ class MicrophoneSource(ThreadedSource):
         self._attempts = 0  # since the last block
         self._arrived: deque[SoundBlock] = deque(maxlen=MOST_WAITING_BLOCKS)
         self._roused = threading.Event()
+
+    def report_to(self, on_event: OnEvent) -> None:
+        """Tell of events to somebody else as well: the stream that listens."""
+        before = self._on_event
+
+        def tell(event: dict[str, Any]) -> None:
+            on_event(event)
+            if before is not None:
+                before(event)
+
+        self._on_event = tell
 
     def _wake(self) -> None:
         self._roused.set()

@@ -63,12 +63,18 @@ class Playout:
         self._heard = 0  # slots before this one were handed out as sound
         self._tail = 0  # where what is queued ends
         self._utterance, self._cut_off = -1, -1  # the newest one, and the last one that was interrupted
+        self._expected = -1  # the utterance that `expect` was called for last
         self._moved = 0  # slots by which pauses have moved the rest of the utterance
 
     @property
     def queued_s(self) -> float:
         """How much is there beyond what is decided: what a generator looks at before it makes more."""
         return max(0, self._tail - self._decided) / self._fps
+
+    @property
+    def moved_s(self) -> float:
+        """By how much pauses of the machine have moved the rest of the utterance from when it was due."""
+        return self._moved / self._fps
 
     @property
     def queued_frames(self) -> int:
@@ -142,11 +148,20 @@ class Playout:
             When that chunk is due: then, or behind what is queued.
         """
         with self._lock:
+            self._expected, self._moved = utterance, 0
             ahead = max(0, self._decided - self._seen - 1)
             due = max(round(media_s * self._fps) + ahead, self._tail)
             if utterance > self._cut_off:
                 self._line.wait(max(due, self._decided), utterance=utterance)
             return due / self._fps
+
+    def clear_from(self, media_s: float) -> None:
+        """Throw away what is queued behind a media time, if it isn't decided: a way back to rest that nobody needs."""
+        with self._lock:
+            slot = max(round(media_s * self._fps), self._decided, self._seen + 1)
+            if slot < self._tail:
+                self.counts.interrupted += self._line.cut(slot - 1, self._line.look(slot - 1))
+                self._tail = slot
 
     def interrupt(self, media_s: float, *, through_utterance: int | None = None) -> Shown:
         """Drop everything after the frame that is on; nothing more of the interrupted utterances is taken.
@@ -207,7 +222,9 @@ class Playout:
             self.counts.interrupted += length
             return Placed(due / self._fps, due / self._fps, 0.0, 0.0)
         if chunk.utterance != self._utterance:
-            self._utterance, self._moved = chunk.utterance, 0
+            self._utterance = chunk.utterance
+            if self._expected != chunk.utterance:
+                self._moved = 0
         due += self._moved
         wanted = max(due, self._tail) if length else self._tail
         start = max(wanted, self._decided)
@@ -228,7 +245,8 @@ class Playout:
             self._end_stall(start)
             self._line.append(chunk, start, stop, due=due + dropped)
         self._tail = max(self._tail, stop) if stop > start else self._tail
-        return Placed(start / self._fps, stop / self._fps, max(0, start - due) / self._fps, late / self._fps)
+        lateness_s, waited_s = max(0, start - due) / self._fps, late / self._fps
+        return Placed(start / self._fps, (stop - self._moved) / self._fps, lateness_s, waited_s)
 
     def _count(self, slot: int) -> None:
         """Count what was on since the last look, up to this one."""

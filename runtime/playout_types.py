@@ -51,7 +51,8 @@ class Placed:
     start_s: float
     """When its first frame that isn't dropped begins."""
     stop_s: float
-    """When its last frame ends: when the next chunk of the utterance is due."""
+    """When its last frame ends, and the next chunk of the utterance is due; as planned, without what pauses of the
+    machine have moved the utterance by (`Playout.moved_s`)."""
     lateness_s: float
     """How long after it was due its first frame was still possible; 0 if in time."""
     waited_s: float

@@ -81,7 +81,7 @@ class PushSource(ThreadedSource):
                 self._check_room(len(samples) / sample_rate)
             for first in range(0, len(samples), piece):
                 part = samples[first : first + piece]
-                if not self._put(SoundBlock(part, sample_rate, arrived_s, arrived_s), called=called):
+                if not self._put(SoundBlock(part, sample_rate, arrived_s, arrived_s, generation=called)):
                     return
 
     def end_utterance(self) -> None:
@@ -90,9 +90,14 @@ class PushSource(ThreadedSource):
             if self._spoken_rate:
                 now_s = self._clock.now_s()
                 nothing = np.zeros(0, dtype=np.float32)
-                self._waiting.append(SoundBlock(nothing, self._spoken_rate, now_s, now_s, ends_utterance=True))
+                self._waiting.append(SoundBlock(nothing, self._spoken_rate, now_s, now_s, True, self._cleared))
                 self._spoken_rate = 0
                 self._changed.notify_all()
+
+    @property
+    def generation(self) -> int:
+        """How often it was cleared: of what is pushed now."""
+        return self._cleared
 
     def clear(self) -> float:
         """Drop what waits, for barge-in, and return how many seconds that was; no end of utterance is marked."""
@@ -117,7 +122,7 @@ class PushSource(ThreadedSource):
                     f"expected at most {self._most_waiting_s:g} s: push later, or wait"
                 )
 
-    def _put(self, block: SoundBlock, *, called: int) -> bool:
+    def _put(self, block: SoundBlock) -> bool:
         """Append a block as soon as there is room; False where `clear` came in between."""
         length_s = len(block.samples) / block.sample_rate
         with self._changed:
@@ -125,13 +130,13 @@ class PushSource(ThreadedSource):
                 lambda: (
                     self._closed
                     or self._stopping.is_set()
-                    or self._cleared != called
+                    or self._cleared != block.generation
                     or self._waiting_s + length_s <= self._most_waiting_s
                 )
             )
             if self._closed or self._stopping.is_set():
                 raise UsageError("sound was pushed into a source that is closed; expected an open one: open a new one")
-            if self._cleared != called:
+            if self._cleared != block.generation:
                 return False
             self._waiting.append(block)
             self._waiting_s += length_s

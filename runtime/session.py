@@ -287,7 +287,7 @@ class AvatarSession:
         source: Source | None = None,
         outputs: Sequence[Output] = (),
         speakers: bool | int | str = False,
-        late: LatePolicy | None = None,
+        late: LatePolicy | str | None = None,
         ends: Literal["mark", "silence"] | None = None,
         on_event: Callable[[dict[str, Any]], None] | None = None,
         on_chunk: Callable[[ChunkMade], None] | None = None,

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .errors import MediaError, MissingExtraError
+from .errors import MediaError, MissingExtraError, UsageError
 from .frame_queue import OnEvent
 from .silent_clock import SilentClock
 from .speakers import Speakers
@@ -32,6 +32,26 @@ def import_sounddevice(*, purpose: str = "playing sound") -> Any:
     return sounddevice
 
 
+def check_device(module: Any, device: int | str, kind: str) -> None:
+    """Refuse a device that was named and isn't there; the default one may be missing, and come.
+
+    Args:
+        module: sounddevice, or what stands for it.
+        device: number, or part of its name.
+        kind: input or output.
+
+    Raises:
+        UsageError: it is not there; the message names those that are.
+    """
+    try:
+        module.query_devices(device, kind)
+    except (ValueError, module.PortAudioError) as error:
+        there = [each["name"] for each in module.query_devices() if each[f"max_{kind}_channels"] > 0]
+        raise UsageError(
+            f"there is no {kind} device {device!r} ({error}); expected one of: {', '.join(there) or 'there is none'}"
+        ) from error
+
+
 def open_clock(
     sample_rate: int = 16000,
     *,
@@ -51,4 +71,6 @@ def open_clock(
             told = {"event": "audio_lost", "code": "AUDIO_UNAVAILABLE", "at_s": time.perf_counter()}
             on_event({**told, "reason": str(error)})
         return SilentClock(sample_rate, on_event=on_event)
+    if device is not None:
+        check_device(module, device, "output")
     return Speakers(module, sample_rate, on_event=on_event, device=device)

@@ -48,6 +48,9 @@ class SoundBlock:
     ends_utterance: bool = False
     """True if the speaker has finished with this block."""
 
+    generation: int = 0
+    """How often the source had been cleared when the block came in: what an interruption left behind is older."""
+
 
 OnBlock = Callable[[SoundBlock], None]
 OnEnd = Callable[[Exception | None], None]

@@ -162,6 +162,38 @@ def test_what_is_said_after_an_interruption_begins_where_the_face_is() -> None:
     assert loud_frames(viewer)[-1] == 20 and viewer.spoken[-1].utterance != viewer.spoken[0].utterance
 
 
+def test_nothing_of_what_was_pushed_before_an_interruption_is_said_after_it() -> None:
+    """Even where much more was pushed than is taken at once, so that some of it is on its way."""
+    viewer = Viewer()
+    with open_live(FakeRoom(), viewer) as live:
+        for _second in range(25):
+            live.push(bursts(range(25), count=25))
+        while len(viewer.spoken) < 5:
+            time.sleep(0.01)
+        live.interrupt()
+        push_in_blocks(live, bursts([20], count=30), block=640)
+        assert live.wait_idle(10)
+    last = [media for media in viewer.spoken if media.utterance == viewer.spoken[-1].utterance]
+    assert [media.index for media in last if is_loud(media)] == [20]
+    assert [media.index for media in last if np.abs(media.sound).max() > 0] == [20]
+
+
+def test_the_way_back_to_rest_gives_way_to_what_is_said_next() -> None:
+    viewer, chunks = Viewer(), list[ChunkMade]()
+    with open_live(FakeRoom(), viewer, on_chunk=chunks.append) as live:
+        push_in_blocks(live, bursts(range(100), count=100), block=3200)
+        while len(viewer.spoken) < 15:
+            time.sleep(0.01)
+        live.interrupt()
+        time.sleep(0.15)  # the way back is made, and not shown yet
+        cut_s = live.position_s()
+        push_in_blocks(live, bursts([0, 1], count=24), block=640)
+        assert live.wait_idle(10)
+    newest = viewer.spoken[-1].utterance
+    begins_s = next(media.media_s for media in viewer.spoken if media.utterance == newest)
+    assert begins_s - cut_s < live.latency.allowance_s + 0.15
+
+
 # ── Faults ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -252,6 +284,47 @@ def test_an_utterance_that_nobody_ends_is_ended(monkeypatch: pytest.MonkeyPatch)
     assert {media.utterance for media in viewer.spoken} == {0, 1}
 
 
+def test_what_a_listener_gets_wrong_ends_nothing() -> None:
+    def listen(_event: dict[str, Any]) -> None:
+        raise OSError("no space left on the device")
+
+    viewer = Viewer()
+    with open_live(FakeRoom(), viewer, on_event=listen) as live:
+        push_in_blocks(live, bursts([2], count=8), block=640)
+        assert live.wait_idle(10) and live.state is State.READY
+    assert loud_frames(viewer) == [2]
+
+
+def test_a_listener_may_end_the_stream(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    calls: list[str] = []
+
+    def listen(event: dict[str, Any]) -> None:
+        if event.get("code") in ("S_UTTERANCE", "S_STOPPED"):
+            calls.append(event["code"])
+            live.stop()
+
+    with open_live(FakeRoom(), Viewer(), outputs=[to_file(tmp_path / "talk.mp4")], on_event=listen) as live:
+        push_in_blocks(live, SPEECH, block=640)
+        began_s = time.perf_counter()
+        while live.state is not State.STOPPED and time.perf_counter() - began_s < 3:
+            time.sleep(0.01)
+    assert calls == ["S_UTTERANCE", "S_STOPPED"] and live.state is State.STOPPED
+    assert (tmp_path / "talk.mp4").exists() and not (tmp_path / "talk.mp4.partial").exists()
+
+
+@pytest.mark.slow
+def test_pushing_into_a_stream_that_has_failed_is_refused_and_blocks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgereels.runtime.recovery.BACKOFF_S", (0.01,))
+    room = FakeRoom(plan={number: RuntimeError("gone") for number in range(100)})
+    with open_live(room, Viewer()) as live:
+        began_s = time.perf_counter()
+        with pytest.raises(UsageError, match="FAILED"):
+            while time.perf_counter() - began_s < 20:
+                live.push(SPEECH)
+                time.sleep(0.01)
+
+
 # ── Outputs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -316,7 +389,7 @@ def test_a_stream_that_has_not_begun_or_has_ended_says_so() -> None:
     live.stop()
     with pytest.raises(UsageError, match="has run already"), live:
         pass
-    with pytest.raises(UsageError, match="closed"):
+    with pytest.raises(UsageError, match="STOPPED"):
         live.push(SPEECH)
 
 
@@ -347,6 +420,17 @@ def test_an_output_that_can_not_be_opened_stops_it_before_anything_runs(tmp_path
     with pytest.raises(EdgereelsError), open_live(room, Viewer(), outputs=[to_file(tmp_path / "nowhere" / "talk.mp4")]):
         pass
     assert room.opened == 0 and room.closed == 1
+
+
+def test_words_that_are_none_are_refused_before_anything_is_opened(tmp_path: Path) -> None:
+    room = FakeRoom()
+    with pytest.raises(UsageError, match="show, drop, hold"):
+        open_live(room, Viewer(), late="never")
+    with pytest.raises(UsageError, match="the same file"):
+        open_live(room, Viewer(), outputs=[to_file(tmp_path / "a.mp4"), to_file(tmp_path / "a.mp4")])
+    with pytest.raises(UsageError, match="more than 0"):
+        to_callback(print, limit_s=0)
+    assert open_live(room, Viewer(), late="drop") and room.opened == 0
 
 
 def test_the_wait_for_idle_has_an_end() -> None:

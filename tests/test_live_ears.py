@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from edgereels.runtime.live_ears import AHEAD_S, LiveEars
+from edgereels.runtime.live_settings import LATENCIES, lesser_settings, live_settings
+from edgereels.runtime.manifest import Settings
 from edgereels.runtime.sources import SoundBlock
 
 
@@ -106,6 +108,34 @@ def test_the_end_of_the_source_ends_the_utterance() -> None:
     ears.close(None)
     spoken = ears.next(timeout_s=0)
     assert spoken is not None and spoken.stop == 1280 and ears.is_over and ears.failure is None
+
+
+@pytest.mark.parametrize("milliseconds", [5, 20, 40])
+def test_the_shortest_of_sounds_has_a_time_of_arrival(milliseconds: int) -> None:
+    ears = LiveEars(ends="mark", now_s=lambda: 7.0)
+    ears.hear(block(ramp(round(44.1 * milliseconds)), rate=44100, at_s=6.0))
+    ears.close(None)
+    spoken = ears.next(timeout_s=0)
+    assert spoken is not None and spoken.stop is not None
+    assert ears.arrival(spoken.stop) == (7.0, 7.0)  # not before then it was known that nothing more comes
+
+
+def test_what_is_on_its_way_when_everything_is_dropped_is_dropped() -> None:
+    ears = LiveEars(ends="mark")
+    ears.hear(block(ramp(100)))
+    ears.drop(generation=1)
+    ears.hear(block(ramp(100)))  # of generation 0
+    assert ears.next(timeout_s=0) is None
+    ears.hear(SoundBlock(ramp(100), 16000, 0.0, 0.0, generation=1))
+    assert ears.next(timeout_s=0) is not None
+
+
+def test_a_window_of_any_quality_needs_less_than_may_wait() -> None:
+    own = Settings(fps=25, sample_rate=16000, window=33, motion=5, drop=4, steps=4, shift=11.0, max_offline_s=200)
+    for latency in LATENCIES:
+        wanted = live_settings(latency, own)
+        for settings in (wanted, *lesser_settings(wanted, own)):
+            assert settings.first_frame_s < AHEAD_S
 
 
 def test_who_waits_is_woken_at_the_end_of_the_stream() -> None:

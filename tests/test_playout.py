@@ -221,6 +221,30 @@ def test_after_a_minute_asleep_the_utterance_goes_on_where_it_was(by_sound: bool
     assert line.counts.late_chunks == line.counts.dropped == line.counts.unseen == 0 and balanced(line)
 
 
+def test_after_a_pause_every_chunk_follows_the_one_before() -> None:
+    line, events = playout()
+    due_s = line.add(numbered_chunk(1, 20), due_s=0.0).stop_s
+    due_s = line.add(numbered_chunk(21, 20), due_s=due_s).stop_s
+    watch(line, 0, 25)
+    seen = watch(line, 2250, 2260)
+    for number in range(2, 5):
+        due_s = line.add(numbered_chunk(1 + number * 20, 20, last=number == 4), due_s=due_s).stop_s
+    seen += watch(line, 2260, 2330)
+    assert [kind for kind, *_rest in seen[:75]] == ["speech"] * 75
+    assert [event["event"] for event in events] == ["resync"] and line.moved_s == pytest.approx(90.0 - 1.0)
+    line.expect(95.0, utterance=1)
+    assert line.moved_s == 0.0
+
+
+def test_a_way_back_that_is_queued_can_be_taken_back() -> None:
+    line, _events = playout()
+    line.add(numbered_chunk(1, 20, last=True), due_s=1.0)
+    watch(line, 0, 5)
+    line.clear_from(1.2)
+    assert line.expect(1.2, utterance=1) == pytest.approx(1.2)
+    assert line.counts.interrupted == 15 and balanced(line)
+
+
 def test_without_resync_the_pause_would_be_lateness() -> None:
     """Negative control."""
     line, events = playout(resync_s=1000.0)
