@@ -35,8 +35,8 @@ from .plan_calibration import Calibration, calibrate, curves_of
 
 FORMAT = "edgereels-plan/1"
 BUDGET_S = 20.0
-ERROR_SHARE = 0.1
-"""By which nine of ten predictions were wrong at most, measured on one machine: docs/planning.md."""
+ERROR_SHARE = 0.25
+"""By which predictions missed what a clock on the wall showed, at most, where others were quiet: docs/planning.md."""
 WINDOWS = (17, 33, 49, 81)
 TIMES_STEPS = (1, 2, 4)
 SMALLER = (1, 5 / 6, 2 / 3)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A window that shows the newest frame of a live stream, on OpenCV."""
 
+import atexit
 import os
 import queue
 import socket
@@ -111,7 +112,7 @@ class WindowThread:
     taken.
     """
 
-    _calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] | None = None
+    _calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] | None = None
     _beginning = threading.Lock()
 
     @classmethod
@@ -124,17 +125,25 @@ class WindowThread:
         return future.result()
 
     @classmethod
-    def _queue(cls) -> queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]]:
+    def _queue(cls) -> queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]:
         with cls._beginning:
             if cls._calls is None:
                 cls._calls = queue.SimpleQueue()
-                threading.Thread(target=cls._run, args=(cls._calls,), name="edgereels-opencv", daemon=True).start()
+                thread = threading.Thread(target=cls._run, args=(cls._calls,), name="edgereels-opencv", daemon=True)
+                thread.start()
+                atexit.register(cls._end, cls._calls, thread)
             return cls._calls
 
     @staticmethod
-    def _run(calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]]) -> None:
-        while True:
-            function, future = calls.get()
+    def _end(calls: queue.SimpleQueue[Any], thread: threading.Thread) -> None:
+        """Let the thread end by itself: killed with the interpreter, Qt's would take the process down (SIGABRT)."""
+        calls.put(None)
+        thread.join(1.0)
+
+    @staticmethod
+    def _run(calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]) -> None:
+        while (call := calls.get()) is not None:
+            function, future = call
             try:
                 future.set_result(function())
             except BaseException as error:  # the caller's to deal with
