@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime import AvatarSession, ChunkMade, Trace, load_speech
-from ..runtime.options import place
 from .call_operations import CallOperations
 from .circumstances import circumstances
 from .command_plan import Plan, make_plan
@@ -199,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--package", default="default", help="package folder (default: the embedded one)")
     parser.add_argument("--audio", type=Path, required=True, help="speech, 5 s or longer")
     parser.add_argument("--device", default="cpu", help="as for render (default: cpu)")
-    parser.add_argument("--place", type=place, default={}, metavar="NAME=DEVICE[,...]", help="as for render")
+    parser.add_argument("--place", action="append", default=[], metavar="NAME=DEVICE", help="as for render; repeatable")
     parser.add_argument("--threads", type=int, help="all engines together use at most this many")
     parser.add_argument("--processor-time", action="store_true", help="count that over threads; renders only")
     parser.add_argument("--runs", type=int, default=3, help="measured runs (default: 3)")
@@ -207,8 +206,10 @@ def main(argv: list[str] | None = None) -> int:
     threads = (arguments.threads or len(os.sched_getaffinity(0))) if arguments.processor_time else None
     order, before = random.Random(0), circumstances()
     results: list[dict[str, Any]] = []
-    asked = {name: getattr(arguments, name) for name in ("device", "threads", "place")}
-    with AvatarSession.open(arguments.package, **asked) as session:
+    place = dict(one.split("=", 1) for one in arguments.place)
+    with AvatarSession.open(
+        arguments.package, device=arguments.device, threads=arguments.threads, place=place
+    ) as session:
         own = session.package.manifest.settings
         settings = grid(SIZES, WINDOWS, [own.steps], motion=own.motion, drop=None)
         for run in range(arguments.runs):
