@@ -9,7 +9,7 @@ from edgereels.runtime.playout_types import LatePolicy
 from .conftest import CHECKOUT
 
 TEXT = (CHECKOUT / "docs" / "embedding.md").read_text(encoding="utf-8")
-CODE = r"(?:S|AUDIO|M|WINDOW|NO)_[A-Z_]+"
+CODE = r"(?:S|AUDIO|MICROPHONE|M|WINDOW|NO)_[A-Z_]+"
 
 
 def codes_told() -> set[str]:
