@@ -65,6 +65,19 @@ def test_the_newest_frame_is_on_and_old_ones_are_gone(screen: Screen) -> None:
     assert worker.stop(timeout_s=5)
 
 
+def test_a_full_screen_keeps_the_proportions(screen: Screen) -> None:
+    frame = np.full((1, 100, 200, 3), 90, np.uint8)
+    queue: FrameQueue = FrameQueue(1.0)
+    worker = SinkWorker(VideoWindow("full", full_screen=True), queue)
+    worker.start()
+    queue.put(SimpleNamespace(frames=frame), duration_s=0.04)
+    until(lambda: (screen.pixels[:, :, 0] == 90).sum() > 500_000, what="the full screen", within_s=10)
+    rows, columns = np.nonzero(screen.pixels[:, :, 0] == 90)
+    assert (columns.min(), columns.max()) == (0, 1279)
+    assert np.ptp(rows) + 1 == pytest.approx(640, abs=2)
+    assert worker.stop(timeout_s=5)
+
+
 def test_windows_one_after_the_other_and_side_by_side(screen: Screen) -> None:
     """Each has a thread of its own; Qt knows one thread per process, and hung with the second."""
     for colour in (60, 120):
