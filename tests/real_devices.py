@@ -36,8 +36,12 @@ ctl.!default { type pulse }
 """
 
 _OPENBOX = """<?xml version="1.0"?>
-<openbox_config xmlns="http://openbox.org/3.4/rc"><theme><keepBorder>no</keepBorder></theme>
-<applications><application class="*"><decor>no</decor><position force="yes"><x>0</x><y>0</y></position></application></applications></openbox_config>
+<openbox_config xmlns="http://openbox.org/3.4/rc">
+<theme><keepBorder>no</keepBorder></theme>
+<applications>
+<application class="*"><decor>no</decor><position force="yes"><x>0</x><y>0</y></position></application>
+</applications>
+</openbox_config>
 """
 
 

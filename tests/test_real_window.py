@@ -71,7 +71,7 @@ def test_a_full_screen_keeps_the_proportions(screen: Screen) -> None:
     worker = SinkWorker(VideoWindow("full", full_screen=True), queue)
     worker.start()
     queue.put(SimpleNamespace(frames=frame), duration_s=0.04)
-    until(lambda: (screen.pixels[:, :, 0] == 90).sum() > 500_000, what="the full screen", within_s=10)
+    until(lambda: (screen.pixels[:, :, 0] == 90).sum() >= 1280 * 638, what="the full screen", within_s=10)
     rows, columns = np.nonzero(screen.pixels[:, :, 0] == 90)
     assert (columns.min(), columns.max()) == (0, 1279)
     assert np.ptp(rows) + 1 == pytest.approx(640, abs=2)
