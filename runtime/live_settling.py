@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import MissingExtraError
+from .opencv import import_cv2
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -23,15 +23,6 @@ LEAST_LEVELS = 0.6
 """A smaller difference is what two frames at rest differ by."""
 
 
-def import_cv2() -> Any:
-    """Return OpenCV, or raise `MissingExtraError`."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingExtraError("cv2", extra="live", purpose="live streaming") from error
-    return cv2
-
-
 def settling_frames(left: Pixels, wanted: Pixels) -> int:
     """Return how many frames it takes from one picture (H, W, 3) to another."""
     levels = float(np.abs(left.astype(np.int16) - wanted).mean())
@@ -40,7 +31,7 @@ def settling_frames(left: Pixels, wanted: Pixels) -> int:
 
 def settle(left: Pixels, wanted: Pixels, *, count: int) -> Pixels:
     """Return the frames between two pictures (H, W, 3), both left out: (count, H, W, 3), slow at both ends."""
-    cv2 = import_cv2()
+    cv2 = import_cv2(purpose="live streaming")
     grey = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (left, wanted)]
     finder = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     there, back = finder.calc(*grey, None), finder.calc(*grey[::-1], None)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import MissingExtraError, OutputError, Stopped
+from .opencv import load_before_av
 
 Pixels = npt.NDArray[np.uint8]
 Samples = npt.NDArray[np.float32]
@@ -286,6 +287,7 @@ class Mp4Sink(FileSink):
 
 def import_av() -> Any:
     """Return PyAV, or raise `MissingExtraError`."""
+    load_before_av()
     try:
         import av
     except ImportError as error:

@@ -13,8 +13,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from .errors import MissingExtraError, OutputError
+from .errors import OutputError
 from .live_sinks import LiveSink, Media, SinkClosed
+from .opencv import import_cv2, is_behind_av
 
 Result = TypeVar("Result")
 
@@ -49,7 +50,12 @@ class VideoWindow(LiveSink):
         """
         if module is None:
             check_display()
-            module = import_cv2()
+            if is_behind_av():
+                raise NoDisplayError(
+                    "PyAV was imported before OpenCV, whose windows hang then; expected OpenCV first: put `import cv2` "
+                    "at the top of the program"
+                )
+            module = import_cv2(purpose="showing a window")
         self._cv2, self._title, self._full_screen = module, title, full_screen
         self._sized = False
         self.closed = False
@@ -176,12 +182,3 @@ def _answers(number: str) -> bool:
             probe.connect(address)
             return True
     return False
-
-
-def import_cv2() -> Any:
-    """Return OpenCV, or raise `MissingExtraError`."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingExtraError("cv2", extra="live", purpose="showing a window") from error
-    return cv2

@@ -6,10 +6,14 @@ import hashlib
 import os
 import tarfile
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+with suppress(ImportError):
+    import cv2  # noqa: F401  # pyright: ignore[reportUnusedImport]  # before PyAV, see runtime/opencv.py
 
 from .real_devices import Screen, SoundServer
 
