@@ -128,6 +128,7 @@ def test_an_invalid_report_exits_1_and_says_why(
     assert (out / "report.json").exists(), "the report is there to be read"
 
 
+@pytest.mark.slow
 def test_machines_read_the_report_itself(
     fake: Callable[..., int], audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +148,7 @@ def test_force_replaces_a_report(fake: Callable[..., int], audio: Path, tmp_path
     assert (tmp_path / "out/trace.jsonl").stat().st_ino != before
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_end_leaves_a_report_of_what_there_was(
     fake: Callable[..., int], audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +173,7 @@ def test_a_run_that_is_asked_to_end_leaves_a_report_of_what_there_was(
     assert 1 < json.loads((out / "report.json").read_text(encoding="utf-8"))["run"]["measured_s"] < 10
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing(
     fake: Callable[..., int], audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

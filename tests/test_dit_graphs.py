@@ -97,6 +97,7 @@ def test_parts_have_the_names_of_the_package(name: str) -> None:
     assert list(specs_of(name)) == [*PARTS]
 
 
+@pytest.mark.slow
 @parts
 def test_onnx_runtime_agrees_at_every_shape(name: str, part: str, exported: Exported) -> None:
     assert exported(name, part)[0] < REORDERED

@@ -189,6 +189,7 @@ def test_what_a_library_prints_is_not_taken_for_an_answer(broken_onnxruntime: An
     assert {event["event"] for event in answer.events} == {"fault"}
 
 
+@pytest.mark.slow
 def test_a_library_that_hangs_is_given_up(broken_onnxruntime: Any) -> None:
     broken_onnxruntime("import time; time.sleep(60)")
     answer = ask_trial({"job": "library", "library": "onnxruntime"}, timeout_s=2)

@@ -150,6 +150,7 @@ def test_a_child_that_somebody_killed_says_nothing_about_the_graph(
     opened(doubling).freeze(SHAPES)
 
 
+@pytest.mark.slow
 def test_a_child_that_takes_too_long_is_ended(doubling: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_compile, "_command", lambda: child_that("time.sleep(60)"))
     began_s = time.monotonic()

@@ -96,6 +96,7 @@ def test_utterances_follow_each_other_and_rest_in_between() -> None:
     assert "rs" in kinds.replace("h", "") and kinds.endswith("r")
 
 
+@pytest.mark.slow
 def test_frames_come_at_their_time() -> None:
     viewer = Viewer()
     stamps: list[float] = []
@@ -131,6 +132,7 @@ def test_a_chunk_hears_nothing_that_had_not_arrived(tmp_path: Path) -> None:
 # ── Interruption ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_an_interruption_stops_sound_and_mouth_within_a_frame() -> None:
     room, viewer = FakeRoom(), Viewer()
     with open_live(room, viewer) as live:
@@ -197,6 +199,7 @@ def test_the_way_back_to_rest_gives_way_to_what_is_said_next() -> None:
 # ── Faults ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_window_of_nan_costs_one_chunk() -> None:
     room, viewer, events = FakeRoom(plan={1: NotFiniteError("NaN")}), Viewer(), list[dict[str, Any]]()
     with open_live(room, viewer, on_event=events.append) as live:

@@ -139,6 +139,7 @@ def end_of(seed: int) -> FakeLive:
     return live
 
 
+@pytest.mark.slow
 def test_every_plan_of_faults_ends_in_a_state_with_a_code() -> None:
     ends: dict[State, int] = {}
     for seed in range(200):
