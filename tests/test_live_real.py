@@ -2,6 +2,7 @@
 """Live streams of the embedded avatar: each kind of bad day once on a real engine."""
 
 import time
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def session() -> Any:
-    with AvatarSession.open("default", device="cpu", threads=2, verify="size") as opened:
+    device = "openvino:CPU" if find_spec("openvino") else "cpu"
+    with AvatarSession.open("default", device=device, threads=2, verify="size") as opened:
         yield opened
 
 
