@@ -2,8 +2,6 @@
 """`edgereels plan`: on a package that stands in for a real one; slowly on the embedded one, against what it takes."""
 
 import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +10,8 @@ import pytest
 from edgereels.benchmarks import plan_calibration
 from edgereels.benchmarks.call_operations import CallOperations
 from edgereels.benchmarks.command_plan import face_of, grey_portrait, main
-from edgereels.benchmarks.live_plan import Setting, predict
-from edgereels.benchmarks.plan_calibration import Calibration, calibrate, curves_of
+from edgereels.benchmarks.live_plan import Setting
+from edgereels.benchmarks.plan_calibration import calibrate
 from edgereels.runtime import AvatarSession, ModelPackage, PackageError, UsageError
 from edgereels.runtime.canvas import Canvas
 
@@ -133,48 +131,3 @@ def test_a_package_that_brings_nobody_is_planned_for_somebody(package: Path) -> 
         operations = CallOperations(session.package)
         found = calibrate(session, [point], operations=operations.window, avatar=nobody, canvas_at=None, budget_s=5)
     assert found.is_measured(point)
-
-
-# ── On the embedded package ──────────────────────────────────────────────────────────────────────────────────────────
-
-MEASURED = Setting(96, 96, 33, 1, 5, 4)
-"""Between the points of the calibration below."""
-FACTOR = 1.5
-"""By which a prediction may miss here; docs/planning.md says how far off they were."""
-
-
-@pytest.fixture(scope="module")
-def default_session() -> Iterator[AvatarSession]:
-    with AvatarSession.open("default", device="onnxruntime:CPU", threads=1) as session:
-        yield session
-
-
-@pytest.mark.slow
-def test_what_was_not_measured_takes_as_long_as_predicted(default_session: AvatarSession) -> None:
-    """In processor time of one thread, because tests share the machine; the fastest of each call counts."""
-    operations = CallOperations(default_session.package)
-
-    def measure(settings: list[Setting]) -> Calibration:
-        return calibrate(
-            default_session,
-            settings,
-            operations=operations.window,
-            avatar=None,
-            canvas_at=None,
-            budget_s=20,
-            clock_s=time.process_time,
-        )
-
-    known = measure([Setting(64, 64, 17, 1, 5, 0), Setting(128, 128, 17, 1, 5, 0), Setting(128, 128, 49, 1, 5, 4)])
-    curves = curves_of(known.samples, operations=operations, take=min)
-
-    def predicted_s(setting: Setting) -> float:
-        return predict(setting, fps=25, curves=curves, operations=operations).cost_s
-
-    truth = curves_of(measure([MEASURED]).samples, operations=operations, take=min)
-    seen_s = predict(MEASURED, fps=25, curves=truth, operations=operations).cost_s
-    assert not known.is_measured(MEASURED)
-    assert 1 / FACTOR < predicted_s(MEASURED) / seen_s < FACTOR
-    # Negative control: other settings of the table are not mistaken for it.
-    for other in (Setting(64, 64, 33, 1, 5, 4), Setting(128, 128, 49, 1, 5, 4), Setting(96, 96, 33, 9, 5, 4)):
-        assert not 1 / FACTOR < predicted_s(other) / seen_s < FACTOR, other
