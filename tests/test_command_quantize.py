@@ -233,9 +233,9 @@ sys.exit(main(["quantize", "--help"]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["int8", "w8a8"])
-def test_the_embedded_package_passes_its_gate_on_every_engine(recipe: str, tmp_path: Path) -> None:
-    assert quantize("default", tmp_path / "out", "--recipe", recipe) == 0
+def test_the_embedded_package_passes_its_gate_on_every_engine(tmp_path: Path) -> None:
+    """In `w8a8`; .ci/run does the same with `int8` and the built wheel."""
+    assert quantize("default", tmp_path / "out", "--recipe", "w8a8") == 0
     package = ModelPackage.open(tmp_path / "out")
     ladders = read_quality(package)
     assert [ladder.verdict for ladder in ladders] == ["passed"] * len(gate.installed_devices())
@@ -243,7 +243,7 @@ def test_the_embedded_package_passes_its_gate_on_every_engine(recipe: str, tmp_p
     found = package.manifest.quantization
     assert found is not None
     assert found.covered.size_bytes <= 0.30 * found.covered.fp32_bytes
-    assert (found.calibration is not None) == (recipe == "w8a8")
+    assert found.calibration is not None
 
 
 @pytest.mark.slow
