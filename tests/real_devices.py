@@ -169,7 +169,7 @@ class Screen:
 
     def _do(self, title: str, *words: str) -> None:
         """Where a key closes the window, xdotool fails."""
-        self._run("xdotool", "search", "--onlyvisible", "--name", title, "windowfocus", *words)
+        self._run("xdotool", "search", "--onlyvisible", "--name", title, "windowactivate", "windowfocus", *words)
 
     def _run(self, *command: str) -> int:
         environment = {**os.environ, **self.variables}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file
 
-from edgereels.runtime import stream
+from edgereels.runtime import passes, stream
 from edgereels.runtime.chunks import WindowPlan
 from edgereels.runtime.cli import main
 
@@ -107,17 +107,15 @@ def test_a_wrong_key_frame_is_noticed(
     golden: Path, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control: every window is pinned by the frame after the right one."""
-    right = stream.Stream._encode_condition
+    right = passes.Passes.finish
 
-    def wrong(self: stream.Stream, window: WindowPlan) -> npt.NDArray[np.float32]:
-        index = window.key_frame_index
-        keys = sorted(self._key_frames)
-        if index is None:
-            return right(self, window)
-        other = keys[(keys.index(index) + 1) % len(keys)]
-        return right(self, dataclasses.replace(window, key_frame_index=other))
+    def wrong(self: passes.Passes, window: WindowPlan, latents: np.ndarray, **named: Any) -> passes.Finished:
+        made = right(self, window, latents, **named)
+        keys = sorted(made.key_frames)
+        shifted = {key: made.key_frames[keys[(place + 1) % len(keys)]] for place, key in enumerate(keys)}
+        return dataclasses.replace(made, key_frames=shifted)
 
-    monkeypatch.setattr(stream.Stream, "_encode_condition", wrong)
+    monkeypatch.setattr(passes.Passes, "finish", wrong)
     ours = render(golden, "e2e_a2v_nocfg", tiny_package, tmp_path)
     assert not agrees(ours, load_file(golden / "golden" / "e2e_a2v_nocfg.safetensors")["video"])
 

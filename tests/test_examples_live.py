@@ -51,6 +51,17 @@ def finish(program: subprocess.Popen[str], said: list[str]) -> str:
     return program.stdout.read()
 
 
+@pytest.fixture
+def screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Screen:
+    """A screen of its own: a program that ends while a key is down leaves it down for the next window."""
+    folder = tmp_path / "screen"
+    folder.mkdir()
+    own = Screen(folder)
+    for name, value in own.variables.items():
+        monkeypatch.setenv(name, value)
+    return own
+
+
 def test_the_kiosk_says_lines_and_a_new_one_interrupts(
     screen: Screen, sound_server: SoundServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,8 +50,14 @@ def test_a_frame_is_shown_pixel_by_pixel_until_a_key_closes_it(screen: Screen, k
     screen.press("edgereels test", "x")
     time.sleep(0.3)
     assert shows(screen, frame) and not events  # another key closes nothing
-    screen.press("edgereels test", key)
-    until(lambda: events, what="the window to close", within_s=5)
+
+    def is_closed_by_key() -> bool:
+        """Press it again where the window manager had given the focus to somebody else."""
+        if not events:
+            screen.press("edgereels test", key)
+        return bool(events)
+
+    until(is_closed_by_key, what="the window to close", within_s=10)
     assert worker.stop(timeout_s=5)
     assert [event["code"] for event in events] == ["WINDOW_CLOSED", "S_ENDED"]
 
