@@ -23,6 +23,7 @@ from .latency_figures import (
     slope,
     stalls_of,
 )
+from .latency_pieces import deadlines, lateness_s, pieces_of
 from .latency_trace import Chunk, Frame, Memory, SoundOut, Turn
 from .latency_trace_file import Recorded
 
@@ -51,9 +52,10 @@ def figures(recorded: Recorded) -> dict[str, Any]:
     warm_up = [_work_s(chunk) * MS for chunk in recorded.chunks if chunk.index < recorded.run.warm_up_chunks]
     return {
         "chunk_latency_ms": _ms(chunk.ready_s - chunk.intended_s for chunk in chunks),
-        "chunk_lateness_ms": _ms(max(0.0, chunk.ready_s - chunk.due_s) for chunk in chunks),
-        "misses": share_of(sum(chunk.ready_s > chunk.due_s for chunk in chunks), len(chunks)),
-        "needed_speed": _needed_speed(chunks),
+        "first_piece_latency_ms": _ms(pieces_of(chunk)[0][0] - chunk.intended_s for chunk in chunks),
+        "chunk_lateness_ms": _ms(max(0.0, lateness_s(chunk, fps=fps)) for chunk in chunks),
+        "misses": share_of(sum(lateness_s(chunk, fps=fps) > 0 for chunk in chunks), len(chunks)),
+        "needed_speed": _needed_speed(chunks, fps=fps),
         "frame_lateness_ms": _ms(
             max(0.0, frame.shown_s - frame.due_s) for frame in frames if frame.shown_s is not None
         ),
@@ -146,18 +148,22 @@ def _is_missed(frame: Frame, fps: float) -> bool:
     return frame.shown_s is None or frame.kind == "held" or frame.shown_s - frame.due_s >= 1 / fps
 
 
-def occupied_s(chunks: Sequence[Chunk]) -> Values:
-    """Return how long each chunk of a stream held up the next, in order."""
-    starts, ends = (np.array([getattr(chunk, name) for chunk in chunks]) for name in ("start_s", "ready_s"))
+def occupied_s(starts: Values, ends: Values) -> Values:
+    """Return how long each piece of work of a stream held up the next, in order, from when it began and ended."""
     free_from = np.concatenate([[-np.inf], ends[:-1]])
     return np.maximum(0.0, ends - np.maximum(starts, free_from))
 
 
-def _needed_speed(chunks: Sequence[Chunk]) -> float | None:
+def _needed_speed(chunks: Sequence[Chunk], *, fps: float) -> float | None:
     needed: list[float | None] = []
     for own in by_stream(sorted(chunks, key=lambda chunk: chunk.index)).values():
-        arrivals, due = (np.array([getattr(chunk, name) for chunk in own]) for name in ("intended_s", "due_s"))
-        needed.append(needed_speed(arrivals, occupied_s(own), due))
+        pieces = [deadlines(chunk, fps=fps) for chunk in own]
+        ready, due = np.array([piece for several in pieces for piece in several]).T
+        counts = [len(several) for several in pieces]
+        arrivals, starts = (
+            np.repeat([getattr(chunk, name) for chunk in own], counts) for name in ("intended_s", "start_s")
+        )
+        needed.append(needed_speed(arrivals, occupied_s(starts, ready), due))
     known = [one for one in needed if one is not None]
     return max(known) if known and len(known) == len(needed) else None
 

@@ -13,6 +13,7 @@ import numpy as np
 from .latency_drawing import Bar, histogram, line, timeline
 from .latency_figures import PERCENTILES
 from .latency_measures import measured
+from .latency_pieces import lateness_s
 from .latency_trace import Chunk
 from .latency_trace_file import Recorded
 
@@ -50,7 +51,7 @@ MOST_DRAWN_ROWS = 2
 def page(report: dict[str, Any], recorded: Recorded) -> str:
     """Return the page of a report and the trace that it was made from."""
     chunks = measured(recorded).chunks
-    drawings = [*_timelines(chunks), *_lateness(chunks), *_memory(recorded)] if chunks else []
+    drawings = [*_timelines(chunks), *_lateness(chunks, fps=recorded.run.fps), *_memory(recorded)] if chunks else []
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -115,7 +116,8 @@ def _timelines(chunks: Sequence[Chunk]) -> list[str]:
         for label, one in shown
     ]
     told = [f"<p>{label[:1].upper() + label[1:]}:</p>{drawn}" for (label, _), drawn in zip(shown, parts, strict=True)]
-    explained = "Waits are grey and drawn first; the dashed line is when its first frame was to be on the screen."
+    explained = "Waits are grey and drawn first; the dashed line is when its first frame was to be on the screen. "
+    explained += "Frames can be shown as soon as they are decoded, before the chunk is whole."
     return [f"<h2>Where a chunk's time goes</h2><p>{explained}</p>", *told]
 
 
@@ -124,11 +126,11 @@ def _bars(chunk: Chunk, names: Sequence[str]) -> list[Bar]:
     return waits + [Bar(name, chunk.stages[name], f"s{names.index(name) % COLOURS}") for name in chunk.stages]
 
 
-def _lateness(chunks: Sequence[Chunk]) -> list[str]:
+def _lateness(chunks: Sequence[Chunk], *, fps: float) -> list[str]:
     ordered = sorted(chunks, key=lambda chunk: chunk.due_s)
     begin_s = ordered[0].due_s
     at = [chunk.due_s - begin_s for chunk in ordered]
-    ahead = [(chunk.ready_s - chunk.due_s) * 1000 for chunk in ordered]
+    ahead = [lateness_s(chunk, fps=fps) * 1000 for chunk in ordered]
     latency = [(chunk.ready_s - chunk.intended_s) * 1000 for chunk in ordered]
     values = np.sort(latency)
     marks = [("half", float(values[(len(values) - 1) // 2])), ("slowest", float(values[-1]))]
@@ -137,7 +139,7 @@ def _lateness(chunks: Sequence[Chunk]) -> list[str]:
         latency, x_name="ms from the intended time to ready", title="distribution of latency", marks=marks
     )
     return [
-        f"<h2>Lateness over time</h2><p>Below the dashed line a chunk was ready before it was due.</p>{over_time}",
+        f"<h2>Lateness over time</h2><p>Below the dashed line all of a chunk was ready when due.</p>{over_time}",
         f"<h2>Chunk latency</h2><p>Counted from when its sound was to be there, whatever held it up.</p>{spread}",
     ]
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .latency_pieces import lateness_s
 from .latency_report import QUALITY
 from .latency_trace import Chunk, Event, Frame, Line, SoundBlock, SoundOut, Turn
 from .latency_trace_file import TraceWriter
@@ -158,8 +159,7 @@ class Recorder:
         with self._lock:
             intended_s = self._intended_of(made)
             due_s = self._due_of(made, intended_s)
-        self._write(
-            Chunk(
+            chunk = Chunk(
                 index=made.index,
                 utterance=made.utterance,
                 frames=made.frames,
@@ -172,13 +172,14 @@ class Recorder:
                 stages=dict(made.stages),
                 waits=dict(made.waits),
                 needed_sound_s=made.needed_sample / SAMPLE_RATE,
+                pieces=[[piece.frames, piece.ready_s] for piece in made.pieces],
                 stream=self._stream,
             )
-        )
+        self._write(chunk)
         with self._lock:
             tally = self.tally
             tally.chunks += 1
-            tally.missed += made.ready_s > due_s and made.index >= self._warm_up
+            tally.missed += lateness_s(chunk, fps=FPS) > 0 and made.index >= self._warm_up
             tally.work_s += sum(made.stages.values())
             tally.media_s += made.frames / FPS
             expected = self._expected

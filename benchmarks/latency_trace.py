@@ -94,6 +94,9 @@ class Chunk:
     """Seconds in queues by name. Work and waits add up to ready_s - audio_ready_s."""
     needed_sound_s: float | None = None
     """Seconds of its stream's sound, from the first block on, that it was made from."""
+    pieces: list[list[float]] = field(default_factory=list[list[float]])
+    """[frames, ready_s] of each run of frames that could be shown before the whole, in order; the last is ready when
+    the chunk is. Empty: it came whole."""
     stream: int = 0
     """0-based."""
 

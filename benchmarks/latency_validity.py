@@ -10,6 +10,7 @@ import numpy as np
 
 from .latency_figures import carries
 from .latency_measures import by_stream, measured, span_s, unaccounted
+from .latency_pieces import are_sound
 from .latency_trace import Contention
 from .latency_trace_file import Recorded
 
@@ -87,6 +88,8 @@ def _voids(recorded: Recorded) -> Iterator[str]:
         worst = max(map(unaccounted, chunks))
         most = f"most: {MOST_UNACCOUNTED:.0%}"
         yield f"work and waits of {len(off)} chunks miss their length, by up to {worst:.1%} ({most})"
+    if odd := [chunk.index for chunk in chunks if not are_sound(chunk)]:
+        yield f"the pieces of {len(odd)} chunks don't make up the chunk; the first: chunk {odd[0]}"
     if peeking := peeks(recorded):
         yield f"{len(peeking)} chunks were made from sound that had not arrived; the first: chunk {peeking[0]}"
     early = sum(block.arrived_s < block.intended_s - TOLERANCE_S for block in recorded.sound_blocks)

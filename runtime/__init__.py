@@ -34,7 +34,7 @@ from .errors import (
 from .ladder import climb
 from .live import Live
 from .live_outputs import Output, to_callback, to_file, to_window
-from .live_reports import GRAPH_STAGES, ChunkMade, ShownMedia
+from .live_reports import GRAPH_STAGES, ChunkMade, Piece, ShownMedia
 from .live_settings import LATENCIES, LiveLatency
 from .live_state import State
 from .machine import machine_facts, processor_name, resident_bytes
@@ -78,6 +78,7 @@ __all__ = [
     "Output",
     "OutputError",
     "PackageError",
+    "Piece",
     "PushSource",
     "RenderReport",
     "ShownMedia",

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The face at work: it hears an utterance and makes its frames, window after window. No threads, no clock."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from .chunks import AUDIO_REACH
@@ -29,11 +31,16 @@ class LiveActor:
         self._shown: Pixels | None = None
         self.made = 0
         """Frames of the utterance so far."""
+        self.owed = 0
+        """Frames of the window that are still to come."""
+        self._is_last = False  # whether that window is the utterance's last
+        self._made_by: tuple[LiveFace, LiveSettings] | None = None  # who made what is shown, to its last frame
 
     def begin(self) -> None:
         """Begin an utterance; `start_from` says where the face is."""
         self._hearing.begin()
         self._unshown, self._shown, self.made = np.zeros(0, np.float32), None, 0
+        self.owed, self._made_by = 0, None
 
     def start_from(self, shown: Pixels) -> None:
         """Go on from the frames before the first of the utterance, (`KEPT_FRAMES`, H, W, 3)."""
@@ -57,26 +64,31 @@ class LiveActor:
         """Return whether the next window can bring an utterance of so many frames to its end."""
         return spoken_frames + TAIL_FRAMES <= self.made + settings.pinned_frames
 
-    def make(self, settings: LiveSettings, *, is_last: bool) -> Pixels:
-        """Return the frames of the next window, (T, H, W, 3); the last one comes to rest.
+    def make(self, settings: LiveSettings, *, is_last: bool) -> Iterator[Pixels]:
+        """Yield the frames of the next window, (T, H, W, 3) at a time, as they are decoded; the last one comes to rest.
 
-        Whatever a library raises is passed on; the actor is then as before, and `hold` goes on without these frames.
+        Whatever a library raises is passed on: `hold` then goes on without the frames that are `owed`.
         """
         assert self._shown is not None
+        self._is_last, before = is_last, self._made_by
+        self._made_by = None
+        self.owed = self._new(settings, is_last=is_last) * settings.repeat
         motion = settings.motion * settings.repeat
-        frames = self.face.windows[settings].make(
+        pieces = self.face.windows[settings].make(
             self._shown[-motion:][settings.repeat - 1 :: settings.repeat],
             self._heard(settings),
             self._key_frame(settings, is_last=is_last),
             emit_stop=settings.motion + self._new(settings, is_last=is_last),
+            goes_on=before == (self.face, settings),
         )
-        return self._taken(np.repeat(frames, settings.repeat, axis=0), is_last=is_last)
+        for frames in pieces:
+            yield self._taken(np.repeat(frames, settings.repeat, axis=0))
+        self._made_by = self.face, settings
 
-    def hold(self, settings: LiveSettings, *, is_last: bool) -> Pixels:
+    def hold(self) -> Pixels:
         """Return what stands in for the frames of a window that could not be made: the last picture, as often."""
         assert self._shown is not None
-        count = self._new(settings, is_last=is_last) * settings.repeat
-        return self._taken(np.repeat(self._shown[-1:], count, axis=0), is_last=is_last)
+        return self._taken(np.repeat(self._shown[-1:], self.owed, axis=0))
 
     def sound(self, frames: int) -> Floats:
         """Return the sound beside the next frames that are handed on, (frames x 640,); silence behind the utterance."""
@@ -88,10 +100,11 @@ class LiveActor:
     def _new(settings: LiveSettings, *, is_last: bool) -> int:
         return (settings.pinned_frames if is_last else settings.chunk_frames) // settings.repeat
 
-    def _taken(self, frames: Pixels, *, is_last: bool) -> Pixels:
+    def _taken(self, frames: Pixels) -> Pixels:
         """Note that frames were made; where the network stopped short of the rest pose, add the rest of the way."""
         assert self._shown is not None
-        if is_last:
+        self.owed -= len(frames)
+        if self._is_last and not self.owed:
             rest = self.face.rest_loop[0]
             frames = np.concatenate([frames, settle(frames[-1], rest, count=settling_frames(frames[-1], rest))])
         self._shown = np.concatenate([self._shown, frames])[-KEPT_FRAMES:]

@@ -2,7 +2,7 @@
 """One face, ready for a live stream: its windows at every quality, its ears, its rest loop, what a window costs."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +31,16 @@ TRIED_WINDOWS = 3
 """Of the settings that a slow machine falls back to: to learn what they cost."""
 
 
+@dataclass(frozen=True)
+class WindowCost:
+    """What one window took that went on from frames of somebody else, as the first of an utterance does."""
+
+    whole_s: float
+    """Until all of its frames were there."""
+    head_start_s: float
+    """Until its first frame could be on, none of the others coming late."""
+
+
 @dataclass(frozen=True, eq=False)
 class LiveFace:
     """What a generator works with. Not safe for several threads at once."""
@@ -48,7 +58,9 @@ class LiveFace:
     key_frames: KeyFrames
     """What windows end on."""
     window_s: Mapping[LiveSettings, float]
-    """What a chunk costs on this machine, hearing included: the median of the last few windows of the rest loop."""
+    """What a window costs on this machine, hearing included: the median of the last few of the rest loop."""
+    head_start_s: Mapping[LiveSettings, float]
+    """How long before its first frame is on such a window is to be begun, so that none of its frames is late."""
 
 
 def open_face(
@@ -87,7 +99,7 @@ def open_face(
         return preparation.encode_speech(np.ascontiguousarray(sound), frames=len(sound) // 640)
 
     normalise = preparation.hearing.normalise
-    costs: dict[LiveSettings, float] = {}
+    costs: dict[LiveSettings, WindowCost] = {}
     loops: list[Pixels] = []
     for network in networks:
         hearing = LiveHearing(encode, normalise=normalise)
@@ -101,7 +113,8 @@ def open_face(
         size=preparation.size,
         rest_loop=loops[0],
         key_frames=KeyFrames(loops[0], preparation.portrait),
-        window_s={wanted: costs[replace(wanted, repeat=1)] for wanted in settings},
+        window_s={wanted: costs[replace(wanted, repeat=1)].whole_s for wanted in settings},
+        head_start_s={wanted: costs[replace(wanted, repeat=1)].head_start_s for wanted in settings},
     )
 
 
@@ -154,20 +167,33 @@ def _pinned_stop(wanted: LiveSettings) -> int:
 
 def _rest(
     windows: LiveWindows, hearing: LiveHearing, wanted: LiveSettings, *, rest_pose: Floats, count: int
-) -> tuple[Pixels, float]:
-    """Return frames that begin with the rest pose and come back to it, and what a window costs in seconds."""
-    pieces: list[Pixels] = []
-    costs: list[float] = []
+) -> tuple[Pixels, WindowCost]:
+    """Return frames that begin with the rest pose and come back to it, and what a window costs."""
+    made: list[Pixels] = []
+    costs: list[WindowCost] = []
     hearing.push_silence(round(8.0 * 25))
     for number in range(count):
         began_s = time.perf_counter()
         heard = hearing.features(hearing.frames - heard_frames(wanted.window), hearing.frames)
-        if not pieces:
-            pieces.append(windows.first(heard, rest_pose, emit_stop=wanted.window - wanted.drop))
+        if not made:
+            made += windows.first(heard, rest_pose, emit_stop=wanted.window - wanted.drop)
         else:
             stop = _pinned_stop(wanted) if number == count - 1 else wanted.window - wanted.drop
-            pieces.append(windows.make(last_frames(pieces, count=wanted.motion), heard, rest_pose, emit_stop=stop))
-            costs.append(time.perf_counter() - began_s)
-    loop = np.concatenate(pieces)
+            pieces = windows.make(last_frames(made, count=wanted.motion), heard, rest_pose, emit_stop=stop)
+            costs.append(_timed(pieces, made, began_s=began_s))
+    loop = np.concatenate(made)
     way_back = settle(loop[-1], loop[0], count=settling_frames(loop[-1], loop[0]))
-    return np.concatenate([loop, way_back]), float(np.median(costs))
+    cost = WindowCost(
+        *(float(np.median([getattr(cost, name) for cost in costs])) for name in ("whole_s", "head_start_s"))
+    )
+    return np.concatenate([loop, way_back]), cost
+
+
+def _timed(pieces: Iterable[Pixels], made: list[Pixels], *, began_s: float) -> WindowCost:
+    """Take the pieces of a window and return what it cost."""
+    head_start_s, frames = 0.0, 0
+    for piece in pieces:
+        head_start_s = max(head_start_s, time.perf_counter() - began_s - frames / 25)
+        made.append(piece)
+        frames += len(piece)
+    return WindowCost(time.perf_counter() - began_s, head_start_s)

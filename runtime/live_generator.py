@@ -6,7 +6,7 @@ back alone where an utterance was cut off.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from .live_actor import KEPT_FRAMES, LiveActor
 from .live_chunk import SAMPLES_PER_FRAME, LiveChunk
 from .live_ears import Heard, LiveEars, Spoken
 from .live_face import LiveFace
-from .live_reports import GRAPH_STAGES, ChunkMade
+from .live_reports import GRAPH_STAGES, ChunkMade, Piece
 from .live_settings import LiveSettings
 from .live_state import LiveState, State
 from .live_windows import Pixels
@@ -220,32 +220,30 @@ class Generator:
     # ── Chunks ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _chunk(self, turn: _Turn, settings: LiveSettings, needed_sample: int | None, *, is_last: bool) -> None:
-        """Make one chunk of a turn and hand it over."""
+        """Make one chunk of a turn; hand its pieces over as soon as they are there."""
         parts, before = self._parts, dict(self._parts.stage_s)
-        start_s = self._now_s
+        start_s, pieces, missed = self._now_s, list[Piece](), False
         intended_s, audio_ready_s = (start_s, start_s) if needed_sample is None else parts.ears.arrival(needed_sample)
         if turn.due_s is None:
-            ready_media_s = parts.position_s() - (self._now_s - audio_ready_s)
-            wanted_s = ready_media_s + parts.allowance_s
-            if self._returning == turn.number - 1:
-                parts.playout.clear_from(wanted_s)
-            turn.due_s = parts.playout.expect(wanted_s, utterance=turn.number)
-            ahead = parts.playout.ahead(turn.due_s, KEPT_FRAMES)
-            self._actor.start_from(np.stack([shown.frame for shown in ahead]))
+            turn.due_s = self._begin_at(turn, parts.position_s() - (self._now_s - audio_ready_s) + parts.allowance_s)
         elif settings != turn.settings and turn.settings is not None:  # a longer window has to wait for more sound
             turn.due_s += max(0.0, settings.first_frame_s - turn.settings.first_frame_s)
         turn.settings = settings
-        due_media_s = turn.due_s
-        due_s = self._now_s + due_media_s + parts.playout.moved_s - parts.position_s()
+        due_s = self._now_s + turn.due_s + parts.playout.moved_s - parts.position_s()
         first_frame = self._actor.made
-        frames = self._frames(settings, is_last=is_last)
-        if frames is None or not self._goes_on(turn):
+        for frames in self._frames(settings, is_last=is_last):
+            if not self._goes_on(turn):
+                return
+            sound, ends = self._actor.sound(len(frames)), is_last and not self._actor.owed
+            made = self._actor.made - len(frames)
+            chunk = LiveChunk(frames, sound, turn.number, made, ends, audio_ready_s, self._now_s)
+            placed = parts.playout.add(chunk, turn.due_s)
+            turn.due_s, missed = placed.stop_s, missed or placed.waited_s > 0
+            pieces.append(Piece(len(frames), self._now_s))
+        if not pieces:
             return
-        sound = self._actor.sound(len(frames))
-        chunk = LiveChunk(frames, sound, turn.number, first_frame, is_last, audio_ready_s, self._now_s)
-        placed = parts.playout.add(chunk, due_media_s)
-        ready_s, turn.due_s = self._now_s, placed.stop_s
-        self._judge(ready_s - start_s, media_s=len(frames) / 25, missed=placed.waited_s > 0)
+        count, ready_s = sum(piece.frames for piece in pieces), pieces[-1].ready_s
+        self._judge(ready_s - start_s, media_s=count / 25, missed=missed)
         if parts.on_chunk is not None:
             stages = {name: parts.stage_s.get(name, 0.0) - before.get(name, 0.0) for name in GRAPH_STAGES}
             stages["between"] = ready_s - start_s - sum(stages.values())
@@ -253,31 +251,45 @@ class Generator:
                 ChunkMade(
                     index=self._chunks,
                     utterance=turn.number,
-                    first_frame=chunk.first_frame,
-                    frames=len(frames),
+                    first_frame=first_frame,
+                    frames=count,
                     is_last=is_last,
                     intended_s=intended_s,
                     audio_ready_s=audio_ready_s,
                     start_s=start_s,
                     ready_s=ready_s,
+                    pieces=tuple(pieces),
                     due_s=due_s,
                     look_ahead_s=settings.look_ahead_frames / 25,
                     needed_sample=needed_sample or 0,
                     stages=stages,
                     waits={"queue": start_s - audio_ready_s},
-                    missed=placed.waited_s > 0,
+                    missed=missed,
                 )
             )
         self._chunks += 1
 
-    def _frames(self, settings: LiveSettings, *, is_last: bool) -> Pixels | None:
-        """Return the new frames of a window; after a fault the face that is on, as often. None if the turn is over."""
+    def _begin_at(self, turn: _Turn, media_s: float) -> float:
+        """Go on from what is on before a media time, and return when the turn's first frame is due: then, or later.
+
+        It comes behind what is queued, but for a way back to rest that nobody needs any more.
+        """
+        playout = self._parts.playout
+        if self._returning == turn.number - 1:
+            playout.clear_from(media_s)
+        due_s = playout.expect(media_s, utterance=turn.number)
+        self._actor.start_from(np.stack([shown.frame for shown in playout.ahead(due_s, KEPT_FRAMES)]))
+        return due_s
+
+    def _frames(self, settings: LiveSettings, *, is_last: bool) -> Iterator[Pixels]:
+        """Yield the frames of a window; after a fault the face that is on, as often. No more if the turn is over."""
         self._window_since_s, self._is_hung = self._now_s, False
         try:
-            return self._actor.make(settings, is_last=is_last)
+            yield from self._actor.make(settings, is_last=is_last)
         except Exception as error:  # whatever a library raises
             self._window_since_s = None
-            return self._actor.hold(settings, is_last=is_last) if self._recover(error) else None
+            if self._recover(error):
+                yield self._actor.hold()
         finally:
             self._window_since_s = None
 

@@ -28,6 +28,9 @@ FEED_EVERY_S = 0.02
 MOST_BEHIND_S = 2.0
 """Who is further behind than this goes on from now; the machine was asleep."""
 
+DRAWING_S = 0.005
+"""So long before it is due a frame is handed out: composing and drawing it take that long."""
+
 _SHORTEST_S = 0.002
 
 
@@ -72,7 +75,7 @@ class Player:
         slot = 0
         while not self._stopping.is_set():
             position_s = self._feed()
-            now_s, newest = self._clock.now_s(), math.floor(position_s * self._fps + 1e-6)
+            now_s, newest = self._clock.now_s(), math.floor((position_s + DRAWING_S) * self._fps + 1e-6)
             if newest - slot > MOST_BEHIND_S * self._fps:
                 slot = newest
             while slot <= newest and not self._stopping.is_set():
@@ -81,7 +84,7 @@ class Player:
                 if slot <= newest:  # it is behind: the sound must not run dry over the pictures
                     self._feed()
             self._on_tick()
-            left_s = max(slot / self._fps - self._sound_clock.position_s(), _SHORTEST_S)
+            left_s = max(slot / self._fps - DRAWING_S - self._sound_clock.position_s(), _SHORTEST_S)
             is_fed = isinstance(self._sound_clock, Speakers)
             self._clock.wait_until(
                 self._clock.now_s() + (min(left_s, FEED_EVERY_S) if is_fed else left_s), self._stopping

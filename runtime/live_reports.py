@@ -16,6 +16,16 @@ GRAPH_STAGES = ("audio_encode", "vae_encode", "dit", "vae_decode", "finish")
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Some frames of a chunk, decoded together."""
+
+    frames: int
+    """How many."""
+    ready_s: float
+    """When they could be shown: a reading of the stream's clock, seconds."""
+
+
+@dataclass(frozen=True)
 class ChunkMade:
     """When and how a chunk came about; all times are readings of the stream's one clock, seconds."""
 
@@ -36,7 +46,9 @@ class ChunkMade:
     start_s: float
     """When work on it began."""
     ready_s: float
-    """When its frames could be shown."""
+    """When all of its frames could be shown."""
+    pieces: tuple[Piece, ...]
+    """As they were decoded, and could be shown, one after the other."""
     due_s: float
     """When its first frame was to be on."""
     look_ahead_s: float

@@ -190,7 +190,7 @@ def _cost(face: LiveFace, settings: LiveSettings) -> float:
 
 def _latency(room: LiveRoom, face: LiveFace, *, fps: int) -> LiveLatency:
     settings = room.settings[0]
-    compute_s = max(LEAST_ALLOWANCE_S, ALLOWANCE_FACTOR * face.window_s[settings])
+    compute_s = max(LEAST_ALLOWANCE_S, ALLOWANCE_FACTOR * face.head_start_s[settings])
     return LiveLatency(
         look_ahead_s=settings.first_frame_s,
         allowance_s=math.ceil(compute_s * fps) / fps,

@@ -9,17 +9,16 @@ are on the screen before it, also the first one of an utterance, and ends on a k
     hears         from two frames before the window to two frames after it
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from .chunks import AUDIO_REACH, WindowPlan, slice_audio
 from .image import to_unit
-from .passes import Finished, Given, Passes
+from .passes import Given, Passes, Pixels
 
 Floats = npt.NDArray[np.float32]
-Pixels = npt.NDArray[np.uint8]
 
 
 def heard_frames(window: int) -> int:
@@ -42,31 +41,37 @@ class LiveWindows:
         self.window, self.motion = window, motion
         self._made = 0
 
-    def make(self, shown: Pixels, features: Floats, key_frame: Floats, *, emit_stop: int) -> Pixels:
-        """Return the new frames of one window, (emit_stop - motion, H, W, 3).
+    def make(
+        self, shown: Pixels, features: Floats, key_frame: Floats, *, emit_stop: int, goes_on: bool = False
+    ) -> Iterator[Pixels]:
+        """Yield the new frames of one window, emit_stop - motion in all, (T, H, W, 3) at a time, as they are decoded.
 
         Args:
             shown: (motion, H, W, 3): the frames before the new ones, as the network made them.
             features: [window + 4, layers, channels] of the sound, from two frames before the window on.
             key_frame: (3, H, W) RGB in [-1, 1]: what the window ends on.
             emit_stop: local frame behind the last one that is wanted.
+            goes_on: whether `shown` are the last frames that this yielded, all of them taken: then they aren't decoded
+                once more, and the decoder sees no cut between windows.
 
         Raises:
             NotFiniteError: the latents came out as NaN or Inf.
         """
         plan = self._plan(condition=self.motion, emit_start=self.motion, emit_stop=emit_stop)
         motion = np.stack([to_unit(frame) for frame in shown], axis=1)[None]
-        return self._run(plan, motion, features, key_frame).pixels
+        yield from self._run(plan, motion, features, key_frame, goes_on=goes_on)
 
-    def first(self, features: Floats, key_frame: Floats, *, emit_stop: int) -> Pixels:
-        """Return the first frames of all, (emit_stop, H, W, 3): a window that begins with the portrait."""
+    def first(self, features: Floats, key_frame: Floats, *, emit_stop: int) -> Iterator[Pixels]:
+        """Yield the first frames of all, emit_stop of them: a window that begins with the portrait."""
         plan = self._plan(condition=1, emit_start=0, emit_stop=emit_stop)
-        return self._run(plan, self._passes.conditions.portrait[None, :, None], features, key_frame).pixels
+        yield from self._run(plan, self._passes.conditions.portrait[None, :, None], features, key_frame, goes_on=False)
 
-    def _run(self, plan: WindowPlan, motion: Floats, features: Floats, key_frame: Floats) -> Finished:
+    def _run(
+        self, plan: WindowPlan, motion: Floats, features: Floats, key_frame: Floats, *, goes_on: bool
+    ) -> Iterator[Pixels]:
         given = Given(motion, slice_audio(features, plan), key_frame)
         self._made += 1
-        return self._passes.finish(plan, self._passes.denoise(plan, given), motion_start=plan.kept_frames)
+        return self._passes.pixels(plan, self._passes.denoise(plan, given), goes_on=goes_on)
 
     def _plan(self, *, condition: int, emit_start: int, emit_stop: int) -> WindowPlan:
         heard = heard_frames(self.window)

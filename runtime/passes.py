@@ -5,7 +5,7 @@ Facts: SkyReels-V3 (commit 28c771e), talking-avatar pipeline; own code. What the
 computing it (the dropped tail of a window, most of the key-frame pass's colours) is not computed here.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from .timing import Trace
 from .vae_stream import VaeDecoder, VaeEncoder
 
 Floats = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ class Given:
 class Finished:
     """What one pass gave."""
 
-    pixels: npt.NDArray[np.uint8]
+    pixels: Pixels
     """(T, H, W, 3): the frames that go out."""
     motion: Floats
     """[1, 3, n, H, W]: the frames from `motion_start` on, colours matched."""
@@ -197,33 +198,55 @@ class Passes:
             motion_start: local frame from which on matched frames are wanted, for the next pass.
             key_frames_wanted: local frames that are wanted as key frames.
         """
-        shown: list[npt.NDArray[np.uint8]] = []
+        shown: list[Pixels] = []
         kept: list[Floats] = []
         key_frames: dict[int, Floats] = {}
         self._decoder.reset()
-        pieces = self._decoder.feed(latents[:, :, : window.decode_latents])
-        at = 0
-        while at < window.kept_frames:
-            with self._trace.span("vae_decode", pass_index=window.pass_index):
-                decoded = next(pieces)
-            # The last piece may reach past what is kept; it is matched whole, in a shape that engines are ready for.
+        # The last piece may reach past what is kept; it is matched whole, in a shape that engines are ready for.
+        for at, decoded in self._decoded(window, latents[:, :, : window.decode_latents], start=0):
             stop = min(at + decoded.shape[2], window.kept_frames)
             emit = _part(at, stop, window.emit_start, window.emit_stop)
             carry = _part(at, stop, motion_start, stop)
             keys = [index for index in key_frames_wanted if at <= index < stop]
             if emit or carry or keys:
-                with self._trace.span("finish", pass_index=window.pass_index):
-                    result = self._match_colours(decoded)
+                result = self._match_colours(window, decoded)
                 shown.append(result["pixels"][emit.start : emit.stop])
                 kept.append(result["matched"][:, :, carry.start : carry.stop])
                 for index in keys:
                     key_frames[index] = result["matched"][0, :, index - at].copy()  # a view would keep the whole piece
-            at = stop
         return Finished(np.concatenate(shown), np.concatenate(kept, axis=2), key_frames)
 
-    def _match_colours(self, frames: Floats) -> dict[str, Array]:
+    def pixels(self, window: WindowPlan, latents: Floats, *, goes_on: bool) -> Iterator[Pixels]:
+        """Decode what goes out of a pass and yield it, (T, H, W, 3), piece by piece; colours as `finish` has them.
+
+        Args:
+            window: the pass.
+            latents: as `denoise` returned them.
+            goes_on: whether the frames that it begins with are the last that this yielded, all of them taken: the
+                decoder then goes on from what it did last instead of decoding them again.
+        """
+        known = window.condition_frames if goes_on else 0
+        if not goes_on:
+            self._decoder.reset()
+        latents = latents[:, :, window.motion_latents if goes_on else 0 : window.decode_latents]
+        for at, decoded in self._decoded(window, latents, start=known):
+            emit = _part(at, at + decoded.shape[2], window.emit_start, window.emit_stop)
+            if emit:
+                yield self._match_colours(window, decoded)["pixels"][emit.start : emit.stop]
+
+    def _decoded(self, window: WindowPlan, latents: Floats, *, start: int) -> Iterator[tuple[int, Floats]]:
+        """Yield the local frame that a piece begins with, from `start` on, and the piece, up to what is kept."""
+        pieces, at = self._decoder.feed(latents), start
+        while at < window.kept_frames:
+            with self._trace.span("vae_decode", pass_index=window.pass_index):
+                decoded = next(pieces)
+            yield at, decoded
+            at += decoded.shape[2]
+
+    def _match_colours(self, window: WindowPlan, frames: Floats) -> dict[str, Array]:
         reference = {"reference_mean": self.conditions.reference_mean, "reference_std": self.conditions.reference_std}
-        return self._engines["finish"].run({"frames": np.ascontiguousarray(frames), **reference})
+        with self._trace.span("finish", pass_index=window.pass_index):
+            return self._engines["finish"].run({"frames": np.ascontiguousarray(frames), **reference})
 
 
 def _part(start: int, stop: int, wanted_start: int, wanted_stop: int) -> range:

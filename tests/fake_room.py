@@ -5,7 +5,7 @@ against each other. What goes wrong is planned by the number of the window.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,14 +34,17 @@ class FakeWindows:
     def __init__(self, settings: LiveSettings, room: "FakeRoom") -> None:
         self.settings, self._room = settings, room
 
-    def make(self, shown: Frames, features: npt.NDArray[np.float32], key_frame: Any, *, emit_stop: int) -> Frames:
-        """Return the frames, or do what is planned for this window."""
+    def make(
+        self, shown: Frames, features: npt.NDArray[np.float32], key_frame: Any, *, emit_stop: int, goes_on: bool
+    ) -> Iterator[Frames]:
+        """Yield the frames in two pieces, or do what is planned for this window before the first."""
         settings, room = self.settings, self._room
         assert shown.shape == (settings.motion, SIZE, SIZE, 3) and len(features) == settings.window + 4
         number = room.windows_made
         room.windows_made += 1
         room.began_from.append(int(shown[-1, 0, 0, 0]))
         room.used.append(settings)
+        room.went_on.append(goes_on)
         time.sleep(room.cost_s)
         planned = room.plan.get(number)
         if isinstance(planned, Exception):
@@ -49,9 +52,15 @@ class FakeWindows:
         if planned is not None:
             time.sleep(planned)
         levels = features[2 + settings.motion : 2 + emit_stop, 0, 0]
-        return np.where(levels > 0.01, LOUD, QUIET).astype(np.uint8)[:, None, None, None] * np.ones(
+        frames = np.where(levels > 0.01, LOUD, QUIET).astype(np.uint8)[:, None, None, None] * np.ones(
             (1, SIZE, SIZE, 3), np.uint8
         )
+        yield frames[:4]
+        broken = room.broken_between.get(number)
+        if broken is not None:
+            raise broken
+        time.sleep(room.between_s)
+        yield frames[4:]
 
 
 @dataclass
@@ -61,7 +70,12 @@ class FakeRoom:
     plan: dict[int, Exception | float] = field(default_factory=dict[int, Exception | float])
     """Window -> what it raises, or by how many seconds it is late."""
     cost_s: float = 0.0
+    """Of a window, before its first piece."""
+    between_s: float = 0.0
+    """Before its second."""
     settings: tuple[LiveSettings, ...] = (LOW,)
+    broken_between: dict[int, Exception] = field(default_factory=dict[int, Exception])
+    """Window -> what it raises between its two pieces."""
     broken_openings: int = 0
     """How often opening anew fails."""
 
@@ -70,6 +84,7 @@ class FakeRoom:
         self.windows_made = self.opened = self.closed = 0
         self.began_from: list[int] = []
         self.used: list[LiveSettings] = []
+        self.went_on: list[bool] = []
 
     def open(self) -> LiveFace:
         """Return the face."""
@@ -86,6 +101,7 @@ class FakeRoom:
             rest_loop=loop,
             key_frames=KeyFrames(loop, np.zeros((3, SIZE, SIZE), np.float32)),
             window_s={each: self.cost_s or 0.001 / (1 + n) for n, each in enumerate(self.settings)},
+            head_start_s=dict.fromkeys(self.settings, self.cost_s),
         )
 
     def shown_as(self, face: LiveFace) -> tuple[LiveFormat, None]:

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from edgereels.benchmarks.machine_watch import MachineWatch
-from edgereels.runtime import GRAPH_STAGES, ChunkMade, Clock
+from edgereels.runtime import GRAPH_STAGES, ChunkMade, Clock, Piece
 
 from .virtual_clock import VirtualClock
 
@@ -161,6 +161,7 @@ class FakeLive:
             audio_ready_s=came_s,
             start_s=start_s,
             ready_s=ready_s,
+            pieces=(Piece(frames, ready_s),),
             due_s=max(planned_s, planned_s + self._shift),  # the rest of a late utterance moves with it
             look_ahead_s=AHEAD_FRAMES / FPS,
             needed_sample=needed,

@@ -121,7 +121,9 @@ def test_power_is_given_or_the_reason_why_not() -> None:
 
 
 def test_a_chunk_holds_up_the_next_only_while_it_is_worked_on() -> None:
-    np.testing.assert_allclose(occupied_s(chunks_of([0.3, 1.5, 0.3])), [0.3, 1.5, 0.3])
+    made = chunks_of([0.3, 1.5, 0.3])
+    starts, ends = (np.array([getattr(one, name) for one in made]) for name in ("start_s", "ready_s"))
+    np.testing.assert_allclose(occupied_s(starts, ends), [0.3, 1.5, 0.3])
 
 
 def test_time_that_nobody_accounts_for_is_found() -> None:

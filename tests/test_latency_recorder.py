@@ -10,7 +10,7 @@ import pytest
 from edgereels.benchmarks.latency_recorder import Recorder, TraceLog
 from edgereels.benchmarks.latency_trace import Chunk, Event, Frame, SoundBlock, Turn
 from edgereels.benchmarks.latency_trace_file import TraceWriter, read_trace
-from edgereels.runtime import ChunkMade
+from edgereels.runtime import ChunkMade, Piece
 
 from .latency_traces import RUN
 
@@ -53,7 +53,8 @@ def made(**fields: Any) -> ChunkMade:
         "waits": {"queue": 0.0},
         "missed": False,
     }
-    return ChunkMade(**{**usual, **fields})
+    given = {**usual, **fields}
+    return ChunkMade(**{"pieces": (Piece(given["frames"], given["ready_s"]),), **given})
 
 
 def test_a_chunk_is_intended_when_its_last_sound_was_to_be_pushed_whatever_the_session_says() -> None:

@@ -129,6 +129,39 @@ def test_a_chunk_hears_nothing_that_had_not_arrived(tmp_path: Path) -> None:
         )
 
 
+# ── Pieces ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_decoded_is_on_before_the_rest_of_its_chunk_is_there() -> None:
+    """The second piece of every window takes longer than the first has reserve; the face doesn't wait for it."""
+    viewer, chunks = Viewer(), list[ChunkMade]()
+    with open_live(FakeRoom(between_s=0.12), viewer, on_chunk=chunks.append) as live:
+        live.push(bursts([3, 20], count=30))
+        live.end_utterance()
+        assert live.wait_idle(10)
+    for chunk in chunks:
+        assert [piece.frames for piece in chunk.pieces] == [4, chunk.frames - 4]
+        assert chunk.start_s <= chunk.pieces[0].ready_s < chunk.pieces[1].ready_s - 0.1
+        assert chunk.pieces[1].ready_s == chunk.ready_s and not chunk.missed
+    assert viewer.out_of_step() == 0
+    assert [media.index for media in viewer.spoken] == list(range(sum(chunk.frames for chunk in chunks)))
+
+
+def test_a_fault_between_two_pieces_costs_the_second_alone() -> None:
+    viewer, chunks, room = Viewer(), list[ChunkMade](), FakeRoom(broken_between={1: NotFiniteError("a test")})
+    with open_live(room, viewer, on_chunk=chunks.append) as live:
+        live.push(bursts([2, 14, 20, 30], count=40))
+        live.end_utterance()
+        assert live.wait_idle(10)
+    assert [piece.frames for piece in chunks[1].pieces] == [4, 8]
+    assert [media.index for media in viewer.spoken] == list(range(sum(chunk.frames for chunk in chunks)))
+    seen = {media.index: is_loud(media) for media in viewer.spoken}
+    assert [index for index, loud in seen.items() if loud] == [2, 14, 30]  # 20 was lost, its sound was not
+    assert np.abs([media.sound for media in viewer.spoken][20]).max() > 0.1
+    # The decoder goes on where it made the last frame that is shown: not in the first window, nor after the fault.
+    assert room.went_on[:4] == [False, True, False, True]
+
+
 # ── Interruption ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

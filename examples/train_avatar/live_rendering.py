@@ -97,7 +97,8 @@ def _stream(
     for first in range(0, len(waveform), _BLOCK):
         now_s, is_last = clock.now_s(), first + _BLOCK >= len(waveform)
         ears.hear(SoundBlock(waveform[first : first + _BLOCK], SAMPLE_RATE, now_s, now_s, ends_utterance=is_last))
-    shown.ended.wait()
+    while generator.failure is None and not shown.ended.wait(0.1):
+        pass
     generator.stop()
     ears.stop_waiting()
     thread.join()
@@ -109,7 +110,7 @@ def _stream(
 class _Collector:
     """Stands for the playout: everything is shown at once."""
 
-    queued_s = 0.0
+    queued_s = moved_s = 0.0
 
     def __init__(self, rest_loop: npt.NDArray[np.uint8]) -> None:
         self._rest = rest_loop
