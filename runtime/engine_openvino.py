@@ -42,6 +42,7 @@ from .engine_openvino_library import (
     reason_of,
     target_of,
 )
+from .engine_openvino_norms import is_needed
 from .engine_openvino_runner import RunEndedError, Runner
 from .errors import EngineError, PackageError
 from .graph_identity import identify
@@ -288,6 +289,7 @@ class OpenVinoEngine:
             "precision": self._precision,
             "threads": self._threads,
             "dynamic_activations": self._rounds_activations,
+            "spells_norms": is_needed(self._target),
         }
         made_of = {
             "graph": self._graph.digest,

@@ -32,6 +32,7 @@ from .engine_openvino_library import (
     reason_of,
     settings,
 )
+from .engine_openvino_norms import spell_out
 from .errors import EngineError
 from .package_files import sha256_of
 
@@ -70,6 +71,8 @@ class CompileJob:
     """At most this many while it runs."""
     dynamic_activations: bool
     """See `graph_identity.DYNAMIC_ACTIVATIONS`."""
+    spells_norms: bool
+    """See `engine_openvino_norms`."""
 
     @property
     def name(self) -> str:
@@ -109,7 +112,13 @@ def compile_here(job: CompileJob) -> Any:
         EngineError: OpenVINO refuses it, lacks memory, or gives another precision than was asked for.
     """
     try:
-        compiled = compile_graph(Path(job.graph), shapes=job.shapes, target=job.target, properties=job.properties)
+        compiled = compile_graph(
+            Path(job.graph),
+            shapes=job.shapes,
+            target=job.target,
+            properties=job.properties,
+            change=spell_out if job.spells_norms else None,
+        )
     except Exception as error:  # OpenVINO raises RuntimeError for everything
         raise EngineError(_refusal(job, error)) from error
     if (got := precision_of(compiled)) != job.precision:

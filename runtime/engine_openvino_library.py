@@ -3,7 +3,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -129,7 +129,7 @@ def has_native_bf16() -> bool:
     """Tell whether OpenVINO's CPU kernels multiply bfloat16 in hardware; emulated it is slower than float32."""
     facts = processor_facts()
     # Under a cap OpenVINO still names bf16 its default, and then has no kernels for it.
-    if not _cap_leaves(BF16_CAPS):
+    if not cap_leaves(BF16_CAPS):
         return False
     if facts.bf16 is not None:
         return facts.bf16
@@ -138,10 +138,11 @@ def has_native_bf16() -> bool:
 
 def has_native_int8() -> bool:
     """Tell whether OpenVINO's CPU kernels multiply int8 in hardware that doesn't saturate."""
-    return _cap_leaves(INT8_CAPS) and bool(processor_facts().int8)
+    return cap_leaves(INT8_CAPS) and bool(processor_facts().int8)
 
 
-def _cap_leaves(allowed: tuple[str, ...]) -> bool:
+def cap_leaves(allowed: tuple[str, ...]) -> bool:
+    """Tell whether ONEDNN_MAX_CPU_ISA is not set, or begins with one of these."""
     cap = processor_facts().isa_cap
     return not cap or cap.upper().startswith(allowed)
 
@@ -209,9 +210,18 @@ def settings(*, target: str, precision: str, threads: int, dynamic_activations: 
     }
 
 
-def compile_graph(graph: Path, *, shapes: Shapes | None, target: str, properties: Mapping[str, Any]) -> Any:
-    """Read and compile a graph; with shapes for exactly these, without for any."""
+def compile_graph(
+    graph: Path,
+    *,
+    shapes: Shapes | None,
+    target: str,
+    properties: Mapping[str, Any],
+    change: Callable[[Any], object] | None = None,
+) -> Any:
+    """Read and compile a graph; with shapes for exactly these, without for any; `change` is given the model before."""
     model = core().read_model(graph)
+    if change is not None:
+        change(model)
     if shapes is not None:
         # Inputs that no operator uses are gone.
         there = {name for value in model.inputs for name in value.get_names()}

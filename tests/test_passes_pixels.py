@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a live window decodes, on a made-up decoder that hears its own past: in pieces, and on from the window before."""
+"""What a live window decodes, on a made-up decoder that hears its own past: in pieces, and on from window to window."""
 
 from collections.abc import Collection, Iterable, Mapping
 from types import SimpleNamespace
