@@ -6,25 +6,23 @@ back alone where an utterance was cut off.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .clock import Clock
 from .engine import end_runs
 from .errors import NotFiniteError
-from .giving_up import GivingUp
 from .live_actor import KEPT_FRAMES, LiveActor
 from .live_chunk import SAMPLES_PER_FRAME, LiveChunk
-from .live_ears import Heard, LiveEars, Spoken
+from .live_ears import Heard, Spoken
 from .live_face import LiveFace
+from .live_generator_parts import GeneratorParts
 from .live_reports import GRAPH_STAGES, ChunkMade, Piece
 from .live_settings import LiveSettings
-from .live_state import LiveState, State
+from .live_state import State
 from .live_windows import Pixels
-from .playout import Playout
 from .recovery import Recovery, Remedy
 
 RESERVE_S = 2.0
@@ -40,38 +38,6 @@ ENDING_S = 0.1
 """A run that failed may have been ended by a signal that ends the stream as well: so long it is waited for."""
 
 _LOOK_S = 0.02  # how often somebody looks whether there is room for more
-
-OnEvent = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, eq=False)
-class GeneratorParts:
-    """What a generator works with."""
-
-    open_face: Callable[[], LiveFace]
-    """Opens the engines, anew where they were open."""
-    ears: LiveEars
-    """Where sound comes from."""
-    playout: Playout
-    """Where chunks go to."""
-    position_s: Callable[[], float]
-    """Media time that is on now."""
-    clock: Clock
-    """The one clock."""
-    allowance_s: float
-    """Between the arrival of the last sound that an utterance's first chunk needs, and when that chunk is due."""
-    qualities: tuple[LiveSettings, ...]
-    """What `giving_up` chooses from, by its index."""
-    giving_up: GivingUp
-    """Chooses the quality."""
-    stage_s: dict[str, float]
-    """Seconds that graphs have run, by stage, since the stream began."""
-    state: LiveState
-    """Of the stream."""
-    on_event: OnEvent
-    """Told what happens."""
-    on_chunk: Callable[[ChunkMade], None] | None
-    """Told of every chunk."""
 
 
 @dataclass(eq=False)

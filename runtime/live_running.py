@@ -19,7 +19,8 @@ from .clock import Clock
 from .giving_up import GivingUp, QualityLevel
 from .live_ears import LiveEars
 from .live_face import LiveFace
-from .live_generator import Generator, GeneratorParts
+from .live_generator import Generator
+from .live_generator_parts import GeneratorParts
 from .live_outputs import OpenOutput, Output
 from .live_player import Player
 from .live_reports import ChunkMade

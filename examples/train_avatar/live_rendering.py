@@ -17,7 +17,8 @@ from edgereels.runtime import AvatarSession, MonotonicClock, SoundBlock
 from edgereels.runtime.giving_up import GivingUp, QualityLevel
 from edgereels.runtime.live_chunk import LiveChunk
 from edgereels.runtime.live_ears import LiveEars
-from edgereels.runtime.live_generator import Generator, GeneratorParts
+from edgereels.runtime.live_generator import Generator
+from edgereels.runtime.live_generator_parts import GeneratorParts
 from edgereels.runtime.live_room import LiveRoom
 from edgereels.runtime.live_settings import LiveSettings, live_settings
 from edgereels.runtime.live_state import LiveState
