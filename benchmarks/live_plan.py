@@ -141,7 +141,8 @@ def chunk_calls(setting: Setting, *, has_image: bool, has_canvas: bool) -> tuple
     calls = [Call("audio_encode", HEARD_FRAMES), Call("vae_encode", setting.window)]
     calls += [Call("image_encode", 1)] * has_image
     calls += [Call("dit", setting.window)] * setting.steps
-    for frames in decoded_pieces(1 + setting.chunk_frames)[1:]:  # the decoder goes on behind what was shown
+    # The decoder goes on behind what was shown, with one latent alone.
+    for frames in (FRAMES_PER_LATENT, *decoded_pieces(1 + setting.chunk_frames - FRAMES_PER_LATENT)[1:]):
         calls += [Call("vae_decode", frames), Call("finish", frames)]
     calls += [Call("canvas", setting.chunk_frames)] * has_canvas
     return (*calls, Call("between", setting.window))

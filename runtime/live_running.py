@@ -39,7 +39,7 @@ LEAST_ALLOWANCE_S = 0.28
 """Set aside for making the first chunk of an utterance, at least: what the chunks after it may be late by as well."""
 
 ALLOWANCE_FACTOR = 1.5
-"""Times what a window costs: a machine that does other things now and then takes longer."""
+"""Times what a window needs before its first frame is on: a machine that does other things may take longer."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _latency(room: LiveRoom, face: LiveFace, *, fps: int) -> LiveLatency:
     compute_s = max(LEAST_ALLOWANCE_S, ALLOWANCE_FACTOR * face.head_start_s[settings])
     return LiveLatency(
         look_ahead_s=settings.first_frame_s,
-        allowance_s=math.ceil(compute_s * fps) / fps,
+        allowance_s=math.ceil(compute_s * fps - 1e-6) / fps,
         window=settings.window,
         steps=settings.steps,
         chunk_frames=settings.chunk_frames,

@@ -5,8 +5,9 @@ Facts: SkyReels-V3 (commit 28c771e), talking-avatar pipeline; own code. What the
 computing it (the dropped tail of a window, most of the key-frame pass's colours) is not computed here.
 """
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -203,7 +204,7 @@ class Passes:
         key_frames: dict[int, Floats] = {}
         self._decoder.reset()
         # The last piece may reach past what is kept; it is matched whole, in a shape that engines are ready for.
-        for at, decoded in self._decoded(window, latents[:, :, : window.decode_latents], start=0):
+        for at, decoded in self._decoded(window, [latents[:, :, : window.decode_latents]], start=0):
             stop = min(at + decoded.shape[2], window.kept_frames)
             emit = _part(at, stop, window.emit_start, window.emit_stop)
             carry = _part(at, stop, motion_start, stop)
@@ -223,20 +224,23 @@ class Passes:
             window: the pass.
             latents: as `denoise` returned them.
             goes_on: whether the frames that it begins with are the last that this yielded, all of them taken: the
-                decoder then goes on from what it did last instead of decoding them again.
+                decoder then goes on from what it did last instead of decoding them again. The first new latent is
+                decoded alone, to be there soonest.
         """
-        known = window.condition_frames if goes_on else 0
-        if not goes_on:
+        known, new = 0, 0
+        if goes_on:
+            known, new = window.condition_frames, window.motion_latents
+        else:
             self._decoder.reset()
-        latents = latents[:, :, window.motion_latents if goes_on else 0 : window.decode_latents]
-        for at, decoded in self._decoded(window, latents, start=known):
+        latents = latents[:, :, new : window.decode_latents]
+        for at, decoded in self._decoded(window, np.split(latents, [1], axis=2), start=known):
             emit = _part(at, at + decoded.shape[2], window.emit_start, window.emit_stop)
             if emit:
                 yield self._match_colours(window, decoded)["pixels"][emit.start : emit.stop]
 
-    def _decoded(self, window: WindowPlan, latents: Floats, *, start: int) -> Iterator[tuple[int, Floats]]:
+    def _decoded(self, window: WindowPlan, latents: Sequence[Floats], *, start: int) -> Iterator[tuple[int, Floats]]:
         """Yield the local frame that a piece begins with, from `start` on, and the piece, up to what is kept."""
-        pieces, at = self._decoder.feed(latents), start
+        pieces, at = chain.from_iterable(map(self._decoder.feed, latents)), start
         while at < window.kept_frames:
             with self._trace.span("vae_decode", pass_index=window.pass_index):
                 decoded = next(pieces)

@@ -97,10 +97,10 @@ def test_a_window_consists_of_these_calls() -> None:
         Call("vae_encode", 17),
         Call("dit", 17),
         Call("dit", 17),
-        Call("vae_decode", 8),
-        Call("finish", 8),
         Call("vae_decode", 4),
         Call("finish", 4),
+        Call("vae_decode", 8),
+        Call("finish", 8),
         Call("canvas", 12),
         Call("between", 17),
     )
