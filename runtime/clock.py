@@ -6,6 +6,7 @@ Nothing in a live stream reads the time of day: it jumps when somebody sets it.
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -24,6 +25,25 @@ class Clock(Protocol):
             still sees that it was asked to end.
         """
         ...
+
+
+SAME_MOMENT_S = 0.001
+"""Two readings that lie no further apart count as one."""
+
+_MOST_READINGS = 5
+
+
+def read_together(position_s: Callable[[], float], clock: Clock) -> tuple[float, float]:
+    """Return a media time and the clock's reading at that moment.
+
+    A pause of the thread between two readings would pass for one of the sound: they are taken again until they lie
+    together, a few times at most.
+    """
+    for _reading in range(_MOST_READINGS):
+        before_s, media_s, after_s = clock.now_s(), position_s(), clock.now_s()
+        if after_s - before_s <= SAME_MOMENT_S:
+            break
+    return media_s, after_s
 
 
 class MonotonicClock:

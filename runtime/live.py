@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import numpy.typing as npt
 
 from .audio import SAMPLE_RATE
-from .clock import Clock, MonotonicClock
+from .clock import Clock, MonotonicClock, read_together
 from .errors import EdgereelsError, UsageError
 from .live_outputs import Output
 from .live_reports import ChunkMade
@@ -253,8 +253,7 @@ class Live:
 
     def sound_out(self) -> tuple[float, float]:
         """Return a media time, and the clock reading at which its sound is heard."""
-        now_s = self.now_s()
-        return self._running.sound_clock.position_s(), now_s
+        return read_together(self._running.sound_clock.position_s, self._clock)
 
     def wait_idle(self, timeout_s: float | None = None) -> bool:
         """Wait until everything that was said has been shown and the face rests; whether that came in time."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .clock import read_together
 from .engine import end_runs
 from .errors import NotFiniteError
 from .live_actor import KEPT_FRAMES, LiveActor
@@ -190,12 +191,13 @@ class Generator:
         parts, before = self._parts, dict(self._parts.stage_s)
         start_s, pieces, missed = self._now_s, list[Piece](), False
         intended_s, audio_ready_s = (start_s, start_s) if needed_sample is None else parts.ears.arrival(needed_sample)
+        position_s, now_s = read_together(parts.position_s, parts.clock)
         if turn.due_s is None:
-            turn.due_s = self._begin_at(turn, parts.position_s() - (self._now_s - audio_ready_s) + parts.allowance_s)
+            turn.due_s = self._begin_at(turn, position_s - (now_s - audio_ready_s) + parts.allowance_s)
         elif settings != turn.settings and turn.settings is not None:  # a longer window has to wait for more sound
             turn.due_s += max(0.0, settings.first_frame_s - turn.settings.first_frame_s)
         turn.settings = settings
-        due_s = self._now_s + turn.due_s + parts.playout.moved_s - parts.position_s()
+        due_s = now_s + turn.due_s + parts.playout.moved_s - position_s
         first_frame = self._actor.made
         for frames in self._frames(settings, is_last=is_last):
             if not self._goes_on(turn):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from .audio import SAMPLE_RATE
 from .canvas import Canvas
-from .clock import Clock
+from .clock import Clock, read_together
 from .live_outputs import OpenOutput
 from .live_reports import ShownMedia
 from .playout import Playout
@@ -74,8 +74,9 @@ class Player:
         """Show frames until `stop`."""
         slot = 0
         while not self._stopping.is_set():
-            position_s = self._feed()
-            now_s, newest = self._clock.now_s(), math.floor((position_s + DRAWING_S) * self._fps + 1e-6)
+            self._feed()
+            position_s, now_s = read_together(self._sound_clock.position_s, self._clock)
+            newest = math.floor((position_s + DRAWING_S) * self._fps + 1e-6)
             if newest - slot > MOST_BEHIND_S * self._fps:
                 slot = newest
             while slot <= newest and not self._stopping.is_set():
@@ -108,15 +109,12 @@ class Player:
         for output in self._outputs:
             output.put(media)
 
-    def _feed(self) -> float:
-        """Hand a device its sound, if there is one, and return the media time that is heard.
-
-        What the device has passed already is not played any more.
-        """
+    def _feed(self) -> None:
+        """Hand a device its sound, if there is one; what it has passed already is not played any more."""
+        if not isinstance(self._sound_clock, Speakers):
+            return
         with self._feeding:
             position_s = self._sound_clock.position_s()
-            if not isinstance(self._sound_clock, Speakers):
-                return position_s
             until_s = max(position_s + SPEAKERS_LEAD_S, self._sound_clock.taken_s + FEED_S)
             start_s, sound = self._playout.sound(until_s)
             missed = round((self._sound_clock.end_s - start_s) * SAMPLE_RATE)
@@ -124,4 +122,3 @@ class Player:
                 start_s, sound = start_s + missed / SAMPLE_RATE, sound[missed:]
             if len(sound):
                 self._sound_clock.write(sound, is_last=not sound.any(), not_before_s=start_s)
-            return position_s

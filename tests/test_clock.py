@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from edgereels.runtime.clock import Clock, MonotonicClock
+from edgereels.runtime.clock import Clock, MonotonicClock, read_together
 
 from .virtual_clock import VirtualClock
 
@@ -77,3 +77,35 @@ def test_virtual_waiters_wake_in_order_at_their_own_times() -> None:
 def test_virtual_time_does_not_go_back() -> None:
     with pytest.raises(ValueError, match="can't go back"):
         VirtualClock().advance(-1)
+
+
+class Paused:
+    """The machine's clock and its sound, which plays as fast; the thread is held up for 0.1 s in some readings of it."""
+
+    def __init__(self, *, times: int) -> None:
+        self._now_s, self._left = 10.0, times
+
+    def now_s(self) -> float:
+        return self._now_s
+
+    def position_s(self) -> float:
+        media_s = self._now_s - 7.0
+        if self._left:
+            self._left -= 1
+            self._now_s += 0.1
+        return media_s
+
+    def wait_until(self, at_s: float, wake: threading.Event | None = None) -> bool:
+        raise NotImplementedError
+
+
+def test_a_pause_between_two_readings_is_no_pause_of_the_sound() -> None:
+    held_up = Paused(times=3)
+    media_s, now_s = read_together(held_up.position_s, held_up)
+    assert now_s - media_s == pytest.approx(7.0)
+    # Read one after the other they lie apart; and a thread that is always held up gets an answer too.
+    held_up = Paused(times=1)
+    assert held_up.position_s() - held_up.now_s() == pytest.approx(-7.1)
+    held_up = Paused(times=99)
+    media_s, now_s = read_together(held_up.position_s, held_up)
+    assert now_s - media_s == pytest.approx(7.1)
