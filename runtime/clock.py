@@ -39,10 +39,11 @@ def read_together(position_s: Callable[[], float], clock: Clock) -> tuple[float,
     A pause of the thread between two readings would pass for one of the sound: they are taken again until they lie
     together, a few times at most.
     """
-    for _reading in range(_MOST_READINGS):
-        before_s, media_s, after_s = clock.now_s(), position_s(), clock.now_s()
+    before_s, media_s, after_s = clock.now_s(), position_s(), clock.now_s()
+    for _again in range(_MOST_READINGS - 1):
         if after_s - before_s <= SAME_MOMENT_S:
             break
+        before_s, media_s, after_s = after_s, position_s(), clock.now_s()
     return media_s, after_s
 
 

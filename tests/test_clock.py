@@ -80,7 +80,7 @@ def test_virtual_time_does_not_go_back() -> None:
 
 
 class Paused:
-    """The machine's clock and its sound, which plays as fast; the thread is held up for 0.1 s in some readings of it."""
+    """The machine's clock and its sound, which plays as fast; some readings of it take 0.1 s."""
 
     def __init__(self, *, times: int) -> None:
         self._now_s, self._left = 10.0, times
