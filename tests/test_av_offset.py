@@ -22,7 +22,7 @@ from edgereels.runtime.speakers import Speakers
 from .real_devices import Ear, Offsets, Screen, SoundServer, beep, say, until
 
 HEIGHT, WIDTH, RATE, FPS = 96, 128, 16000, 25
-MOST_OFFSET_S = 0.04
+MOST_OFFSET_S = 0.02
 FLASH_FRAMES = (10, 32, 57, 80, 105, 128, 151, 177, 200, 222)
 """About 0.9 s apart, and not evenly."""
 
