@@ -30,8 +30,8 @@ SAMPLE_RATE = 16000
 MOST_GAP_S = 2.0
 """A longer jump of media time is a pause of the whole machine, which the runtime reports as an event: frames inside it
 were not due."""
-MOST_KEPT_BLOCKS = 20_000
-"""Whose times are remembered; as many again are let pile up before half are forgotten."""
+MOST_KEPT_BLOCKS = 3_000
+"""Whose times are remembered, a minute; as many again pile up before half are forgotten. More would show as memory."""
 MOST_KEPT_UTTERANCES = 16
 """Whose beginnings are remembered."""
 

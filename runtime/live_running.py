@@ -38,7 +38,7 @@ OnEvent = Callable[[dict[str, Any]], None]
 LEAST_ALLOWANCE_S = 0.28
 """Set aside for making the first chunk of an utterance, at least: what the chunks after it may be late by as well."""
 
-ALLOWANCE_FACTOR = 1.5
+ALLOWANCE_FACTOR = 1.75
 """Times what a window needs before its first frame is on: a machine that does other things may take longer."""
 
 
