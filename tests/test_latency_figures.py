@@ -75,6 +75,36 @@ def test_a_share_has_its_exact_interval() -> None:
         share_of(2, 1)
 
 
+def correlated_noise(generator: np.random.Generator, count: int, *, correlation: float) -> np.ndarray:
+    """Return noise whose neighbours are alike."""
+    noise = generator.normal(size=count)
+    for place in range(1, count):
+        noise[place] = correlation * noise[place - 1] + math.sqrt(1 - correlation**2) * noise[place]
+    return noise
+
+
+def test_the_interval_of_a_slope_knows_that_neighbours_are_alike() -> None:
+    """Without a slope 5 of 100 intervals may miss 0; taken for independent, most of the correlated ones would."""
+    generator, at = np.random.default_rng(0), list(np.arange(120.0))
+
+    def missed(correlation: float) -> int:
+        found = [slope(at, list(correlated_noise(generator, 120, correlation=correlation))) for _ in range(100)]
+        return sum(one is not None and not one["low"] <= 0 <= one["high"] for one in found)
+
+    assert missed(0.0) <= 10 and missed(0.7) <= 15
+    rising = 0.1 * np.arange(120.0) + correlated_noise(generator, 120, correlation=0.7)
+    found = slope(at, list(rising))
+    assert found is not None and 0 < found["low"] <= 0.1 <= found["high"] < 0.2, "and a slope is still found"
+
+
+def test_independent_points_would_be_sure_of_slopes_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control of the test above."""
+    monkeypatch.setattr("edgereels.benchmarks.latency_figures._correlation_factor", lambda _residuals: 1.0)
+    generator, at = np.random.default_rng(0), list(np.arange(120.0))
+    found = [slope(at, list(correlated_noise(generator, 120, correlation=0.7))) for _ in range(100)]
+    assert sum(one is not None and not one["low"] <= 0 <= one["high"] for one in found) > 30
+
+
 def test_a_slope_is_found_under_noise_and_outliers_and_its_interval_knows_when_there_is_none() -> None:
     random = np.random.default_rng(1)
     at = np.arange(2000) / 100

@@ -290,6 +290,21 @@ def test_a_slow_machine_gives_up_quality_and_never_stands_still() -> None:
 
 
 @pytest.mark.slow
+def test_a_longer_window_in_mid_speech_is_due_as_much_later_as_its_sound_takes(tmp_path: Path) -> None:
+    balanced, chunks = LiveSettings(33, 5, 4, 1), list[ChunkMade]()
+    soundfile.write(tmp_path / "speech.wav", bursts(range(0, 220, 3), count=220), 16000, subtype="PCM_16")
+    source = WavSource(tmp_path / "speech.wav", MonotonicClock())
+    room = FakeRoom(cost_s=0.5, settings=(LOW, balanced))
+    with open_live(room, Viewer(), source=source, on_chunk=chunks.append) as live:
+        assert live.wait_over(30)
+    change = [chunk.look_ahead_s for chunk in chunks].index(balanced.look_ahead_frames / 25)
+    before, after = chunks[change - 1 : change + 1]
+    wait_s = balanced.first_frame_s - LOW.first_frame_s
+    assert after.due_s - before.due_s == pytest.approx(before.frames / 25 + wait_s, abs=0.05)
+    assert not after.missed and after.pieces[0].ready_s > before.due_s + before.frames / 25, "or it needn't wait"
+
+
+@pytest.mark.slow
 def test_half_the_frames_stay_in_step() -> None:
     half = LiveSettings(17, 5, 0, 1, repeat=2)
     room, viewer = FakeRoom(settings=(half,)), Viewer()
