@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgereels.benchmarks.live_plan import Setting, chunk_calls
 from edgereels.runtime.chunks import WindowPlan
 from edgereels.runtime.live_windows import LiveWindows
 from edgereels.runtime.passes import Passes
@@ -96,6 +97,8 @@ def test_a_window_that_goes_on_is_decoded_as_one_clip_with_the_one_before(passes
     pieces = levels(passes.pixels(plan, one, goes_on=False))
     pieces += levels(passes.pixels(plan, two, goes_on=True)) + levels(passes.pixels(last, three, goes_on=True))
     assert [len(piece) for piece in pieces] == [4, 8, 4, 8, 4, 4]
+    planned = chunk_calls(Setting(8, 8, WINDOW, 1, MOTION, 0), has_image=False, has_canvas=False)
+    assert [call.frames for call in planned if call.stage == "vae_decode"] == [4, 8], "as `edgereels plan` has it"
 
     passes._decoder.reset()
     clip = np.concatenate([one, two[:, :, 2:], three[:, :, 2:4]], axis=2)
