@@ -103,6 +103,7 @@ def test_onnx_runtime_agrees_at_every_shape(name: str, part: str, exported: Expo
     assert exported(name, part)[0] < REORDERED
 
 
+@pytest.mark.slow
 @parts
 def test_graphs_hold_nothing_that_engines_run_badly(name: str, part: str, exported: Exported) -> None:
     _, model = exported(name, part)

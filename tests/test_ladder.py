@@ -235,6 +235,7 @@ def spoken(embedded: ModelPackage) -> Prepared:
     return prepare(embedded, threads=1, sound=ladder_sound()[: round(2.4 * 16000)], rungs=("block",))
 
 
+@pytest.mark.slow
 def test_blocks_are_fed_one_after_the_other_and_give_what_the_whole_gives(spoken: Prepared) -> None:
     samples = spoken.recording.samples
     for part, whole in zip(samples["dit_epilogue"], samples["dit"], strict=True):
@@ -242,6 +243,7 @@ def test_blocks_are_fed_one_after_the_other_and_give_what_the_whole_gives(spoken
         assert metrics.rel_l2(part.outputs["velocity"], whole.outputs["velocity"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_each_block_is_judged_alone(embedded: ModelPackage, spoken: Prepared) -> None:
     found = climbed(embedded, embedded, sound=None, prepared=spoken, rungs=("block",))
     assert found.verdict == PASSED

@@ -197,6 +197,7 @@ def test_what_is_said_after_an_interruption_begins_where_the_face_is() -> None:
     assert loud_frames(viewer)[-1] == 20 and viewer.spoken[-1].utterance != viewer.spoken[0].utterance
 
 
+@pytest.mark.slow
 def test_nothing_of_what_was_pushed_before_an_interruption_is_said_after_it() -> None:
     """Even where much more was pushed than is taken at once, so that some of it is on its way."""
     viewer = Viewer()
@@ -213,6 +214,7 @@ def test_nothing_of_what_was_pushed_before_an_interruption_is_said_after_it() ->
     assert [media.index for media in last if np.abs(media.sound).max() > 0] == [20]
 
 
+@pytest.mark.slow
 def test_the_way_back_to_rest_gives_way_to_what_is_said_next() -> None:
     viewer, chunks = Viewer(), list[ChunkMade]()
     with open_live(FakeRoom(), viewer, on_chunk=chunks.append) as live:

@@ -188,6 +188,7 @@ def test_bad_sound_is_one_line_and_leaves_nothing(damage, tmp_path: Path, capsys
     assert {path.name for path in tmp_path.iterdir()} == left
 
 
+@pytest.mark.slow
 def test_an_avatar_file_of_a_listed_face_renders_the_same(
     session: AvatarSession, speech: np.ndarray, tmp_path: Path
 ) -> None:
