@@ -11,7 +11,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..runtime import GRAPH_STAGES, AvatarSession, Clock, MonotonicClock, Stopped, __version__, to_callback
+from ..runtime import (
+    GRAPH_STAGES,
+    AvatarSession,
+    Clock,
+    MonotonicClock,
+    Stopped,
+    __version__,
+    old_objects_left_alone,
+    to_callback,
+)
 from .latency_first_line import first_line
 from .latency_nearest import nearest_setting
 from .latency_recorder import SAMPLE_RATE, Recorder, TraceLog
@@ -136,7 +145,8 @@ def _stage(asked: Asked, session: Any, run: RunTo, *, stream: int, stop: threadi
     ) as live:
         if asked.plan.scenario != "turns":
             recorder.allowance_s = live.latency.allowance_s
-        yield Stage(live, recorder, clock, stop=stop)
+        with old_objects_left_alone():
+            yield Stage(live, recorder, clock, stop=stop)
 
 
 @contextmanager

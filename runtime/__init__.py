@@ -41,6 +41,7 @@ from .machine import machine_facts, processor_name, resident_bytes
 from .microphone import MicrophoneSource
 from .model_package import ModelPackage
 from .observe import Observe
+from .old_objects import old_objects_left_alone
 from .playout_types import LatePolicy
 from .push_source import PushSource
 from .report import EngineReport, RenderReport
@@ -97,6 +98,7 @@ __all__ = [
     "climb",
     "load_speech",
     "machine_facts",
+    "old_objects_left_alone",
     "open_engine",
     "processor_name",
     "read_avatar",

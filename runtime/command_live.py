@@ -17,6 +17,7 @@ from .live import Live
 from .live_outputs import Output, to_file, to_window
 from .live_settings import LATENCIES
 from .microphone import MicrophoneSource
+from .old_objects import old_objects_left_alone
 from .options import OptionParser, add_session_options, session_arguments
 from .playout_types import LatePolicy
 from .printable import printable
@@ -107,6 +108,7 @@ def main(argv: list[str]) -> int:
                     on_event=events.note,
                 )
             )
+            stack.enter_context(old_objects_left_alone())
             print(f"live: {live.latency}", file=sys.stderr, flush=True)
             try:
                 live.wait_over(arguments.duration)

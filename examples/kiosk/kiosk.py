@@ -12,6 +12,7 @@ the face begins before the sentence is synthesized. Ends with the input, with it
 """
 
 import argparse
+import gc
 import queue
 import signal
 import subprocess
@@ -131,6 +132,7 @@ def main(argv: list[str] | None = None) -> int:
             on_event=note,
         ) as live,
     ):
+        gc.freeze()  # collections pass over what is there now: the face doesn't wait for them
         print(f"kiosk: ready; {live.latency}", file=sys.stderr, flush=True)
         threading.Thread(target=read_lines, args=(lines,), daemon=True).start()
         begun, interrupted = run(live, lines, stopping, voice=arguments.voice)
