@@ -139,8 +139,8 @@ def slope(at: Sequence[float], values: Sequence[float]) -> dict[str, float] | No
 def _correlation_factor(residuals: Values) -> float:
     """Return by how much the correlation of neighbours widens the variance of Kendall's sum: 1 where there is none.
 
-    Counted are the autocorrelations of the ranks from the first lag on that noise could hardly give, up to the first
-    that it could: those beyond would add noise alone.
+    Counted are the autocorrelations of the ranks from lag 1 on, up to the first that independent points could give as
+    well: those beyond would add noise alone.
     """
     count = len(residuals)
     ranks = np.argsort(np.argsort(residuals, kind="stable"), kind="stable") - (count - 1) / 2
