@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .latency_figures import (
     Showing,
@@ -29,7 +30,7 @@ from .latency_trace_file import Recorded
 
 MS = 1000.0
 SETTLING_SHARE = 0.25
-"""Of the time, from its beginning, that the memory's slope leaves out: caches and pools fill."""
+"""Of the time, from its beginning, that slopes leave out: caches and pools fill, threads find their places."""
 MEGABYTE = 1e6
 
 
@@ -212,12 +213,18 @@ def _offsets(frames: Sequence[Frame], sound_out: Sequence[SoundOut]) -> dict[str
         inside = (at >= media[0]) & (at <= media[-1])
         offset_ms = (shown[inside] - np.interp(at[inside], media, played)) * MS
         all_ms.append(offset_ms)
-        drift = slope(list(at[inside] / 3600), list(offset_ms))
+        kept = _settled(at[inside])
+        drift = slope(list(at[inside][kept] / 3600), list(offset_ms[kept]))
         drifts += [] if drift is None else [drift]
     return {
         "av_offset_ms": distribution(np.concatenate([[], *all_ms]), unit="ms"),
         "av_drift_ms_per_h": max(drifts, key=lambda drift: abs(drift["value"]), default=None),
     }
+
+
+def _settled(at_s: Values) -> npt.NDArray[np.bool_]:
+    """Tell which of some times are not in the first part of them, which slopes leave out."""
+    return at_s >= at_s.min(initial=np.inf) + SETTLING_SHARE * (np.ptp(at_s) if len(at_s) else 0.0)
 
 
 def _work(chunks: Sequence[Chunk], graph_stages: Sequence[str], *, fps: float) -> dict[str, Any]:
@@ -254,9 +261,9 @@ def _first_frames(turns: Sequence[Turn]) -> dict[str, Any]:
 def _memory(samples: Sequence[Memory]) -> dict[str, Any]:
     if not samples:
         return {"peak_bytes": None, "slope_mb_per_min": None}
-    begin_s, end_s = min(one.at_s for one in samples), max(one.at_s for one in samples)
-    late = [one for one in samples if one.at_s >= begin_s + SETTLING_SHARE * (end_s - begin_s)]
-    grown = slope([one.at_s / 60 for one in late], [one.rss_bytes / MEGABYTE for one in late])
+    at_s, held = (np.array([getattr(one, name) for one in samples], float) for name in ("at_s", "rss_bytes"))
+    kept = _settled(at_s)
+    grown = slope(list(at_s[kept] / 60), list(held[kept] / MEGABYTE))
     peak = max(max(one.rss_bytes, one.peak_rss_bytes or 0) for one in samples)
     return {"peak_bytes": peak, "slope_mb_per_min": grown}
 

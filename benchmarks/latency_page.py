@@ -39,7 +39,7 @@ svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .soft{fill:var(--sof
 .s0{fill:var(--c0)}.s1{fill:var(--c1)}.s2{fill:var(--c2)}.s3{fill:var(--c3)}.s4{fill:var(--c4)}.s5{fill:var(--c5)}
 table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums;min-width:100%}
 th,td{text-align:right;padding:4px 10px;border-bottom:1px solid var(--grid);white-space:nowrap}
-th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:500}
+th:first-child,td:first-child{text-align:left;white-space:normal}td small{display:block;color:var(--soft)}th{color:var(--soft);font-weight:500}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:12px;color:var(--soft)}
 """
 COLOURS = 6
@@ -87,16 +87,24 @@ def _cards(report: dict[str, Any]) -> str:
     figures = report["figures"]
     misses, stalls, peak = figures["misses"], figures["stalls"], figures["memory"]["peak_bytes"]
     factor, offset = figures["real_time_factor_in_total"], figures["av_offset_ms"]
+    outside = figures["outside_graphs_share"]
     cards = [
         ("chunks late", f"{misses['hits']} of {misses['n']}"),
         ("work per second of video", "–" if factor is None else f"{factor:.2f} s"),
         ("stalls", f"{stalls['count']}" + (f", longest {stalls['longest_ms']:.0f} ms" if stalls["count"] else "")),
         ("sound before picture", "–" if not offset["n"] else f"{offset['min']:+.0f} to {offset['max']:+.0f} ms"),
+        ("drift of that, ms per hour (95 %)", _interval(figures["av_drift_ms_per_h"])),
         ("look-ahead by construction", _range(figures["look_ahead_ms"])),
         ("memory, at most", "–" if peak is None else f"{peak / 1e6:.0f} MB"),
+        ("memory's growth, MB per minute (95 %)", _interval(figures["memory"]["slope_mb_per_min"])),
+        ("of a chunk outside graphs", "–" if outside is None else f"{100 * outside:.1f} %"),
     ]
     shown = "".join(f'<div class="card"><b>{escape(value)}</b>{escape(name)}</div>' for name, value in cards)
     return f'<div class="cards">{shown}</div>'
+
+
+def _interval(found: dict[str, float] | None) -> str:
+    return "–" if found is None else f"{found['low']:+.2f} to {found['high']:+.2f}"
 
 
 def _range(found: dict[str, Any]) -> str:

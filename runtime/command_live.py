@@ -13,6 +13,7 @@ from typing import Any
 
 from .clock import MonotonicClock
 from .command_progress import compile_progress
+from .errors import EdgereelsError, OutputError
 from .live import Live
 from .live_outputs import Output, to_file, to_window
 from .live_settings import LATENCIES
@@ -86,6 +87,7 @@ def main(argv: list[str]) -> int:
     made = {"out": arguments.out, "events": arguments.events}
     targets = {name: path for name, path in made.items() if path is not None}
     is_interrupted = False
+    failure: EdgereelsError | None = None
     events = _Events()
     with AvatarSession.open(
         arguments.package, on_compile=compile_progress(arguments), **session_arguments(arguments)
@@ -94,6 +96,7 @@ def main(argv: list[str]) -> int:
         with ExitStack() as stack:
             if arguments.events:
                 events.lines = stack.enter_context(LinesSink(arguments.events))
+                stack.callback(events.finish)  # also of a stream that failed: then it is wanted most
             source = stack.enter_context(_source(arguments))
             live = stack.enter_context(
                 session.live(
@@ -116,8 +119,12 @@ def main(argv: list[str]) -> int:
             except KeyboardInterrupt:  # how a stream without an end is ended: what it filmed and told is kept
                 live.stop()
                 is_interrupted = True
+            except EdgereelsError as error:  # so is what it filmed and told until it failed
+                live.stop()
+                failure = error
             report = _report(live, session, events.counted)
-            events.finish()
+    if failure is not None:
+        raise failure
     print(json.dumps(report) if arguments.json else _describe(report, arguments, failed=events.failed))
     if is_interrupted:
         return 130
@@ -127,7 +134,9 @@ def main(argv: list[str]) -> int:
 class _Events:
     """Takes events from any thread: counts them, writes them, says the important ones on stderr."""
 
-    SAID = frozenset({"state", "missing", "restored", "sink_failed", "sink_stuck", "chunk_lost", "too_slow"})
+    SAID = frozenset(
+        {"state", "missing", "restored", "source_failed", "sink_failed", "sink_stuck", "chunk_lost", "too_slow"}
+    )
 
     def __init__(self) -> None:
         self.counted = Counter[str]()
@@ -147,7 +156,7 @@ class _Events:
             if self.lines is not None:
                 try:
                     self.lines.write(event)
-                except OSError as error:
+                except (OSError, OutputError) as error:
                     self._fail(error)
 
     def finish(self) -> None:
@@ -156,11 +165,11 @@ class _Events:
             if self.lines is not None:
                 try:
                     self.lines.finish()
-                except OSError as error:
+                except (OSError, OutputError) as error:
                     self._fail(error)
                 self.lines = None
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, error: Exception) -> None:
         print(f"live: the file of events can't be written: {error}", file=sys.stderr, flush=True)
         self.failed.add("events")
         self.lines = None

@@ -4,6 +4,7 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -120,11 +121,12 @@ class Live:
             _late(late),
             _ends(ends, default="silence" if self._pushed is None else "mark"),
             self._tell,
-            on_chunk,
+            None if on_chunk is None else partial(self._hand_on, on_chunk),
         )
         self._state = LockedState(on_event=self._tell)
         self._parts: LiveRunning | None = None
-        self._stopping = threading.RLock()  # a listener may end the stream
+        self._stopping = threading.Lock()  # to decide who does it; not held meanwhile, because listeners may call it
+        self._is_stopped, self._telling = threading.Event(), threading.local()
         self._interrupting = threading.Lock()
         self._left = threading.Event()  # somebody closed the window
         self._is_used = self._is_closed = False
@@ -153,22 +155,25 @@ class Live:
         self.stop()
 
     def stop(self, *, within_s: float = STOPPED_WITHIN_S) -> None:
-        """End the stream: files are finished, devices closed. Called again it does nothing.
+        """End the stream: files are finished, devices closed. Called again it waits for that, and does nothing.
 
         Args:
             within_s: how long that may take. What a slow file has not taken by then is left out of it.
         """
         with self._stopping:
-            if self._is_closed or not self._is_used:
-                return
-            self._is_closed = True
+            is_first, self._is_closed = self._is_used and not self._is_closed, self._is_used
+        if not is_first:
+            if self._is_used and not self._is_told_now:
+                self._is_stopped.wait(within_s)
+            return
+        try:
             self._state.change(State.STOPPED, code="S_STOPPED", now_s=self.now_s())
-            try:
-                if self._parts is not None:
-                    self._parts.stop(within_s=within_s)
-            finally:
-                if self._parts is None or not self._parts.is_making:
-                    self._room.close()
+            if self._parts is not None:
+                self._parts.stop(within_s=within_s)
+        finally:
+            if self._parts is None or not self._parts.is_making:
+                self._room.close()
+            self._is_stopped.set()
 
     @property
     def _running(self) -> LiveRunning:
@@ -305,13 +310,27 @@ class Live:
             self._state.degrade("MICROPHONE_UNAVAILABLE", now_s=now_s)
         elif event["event"] == "microphone" and code == "AUDIO_AVAILABLE":
             self._state.restore("MICROPHONE_UNAVAILABLE", now_s=now_s)
-        elif event["event"] == "sink_failed":
+        elif event["event"] in ("sink_failed", "source_failed"):
             self._state.degrade(str(code), now_s=now_s)
         elif code == "WINDOW_CLOSED":
             self._left.set()
         logger.debug("live: %s", event)
+        if self._on_event is not None:
+            self._hand_on(self._on_event, event)
+
+    def _hand_on(self, listener: Callable[[Any], None], told: Any) -> None:
+        """Call a listener, perhaps from within another; what it gets wrong must not end the thread that tells it."""
+        was_told = self._is_told_now
+        self._telling.is_now = True
         try:
-            if self._on_event is not None:
-                self._on_event(event)
-        except Exception:  # what a listener gets wrong must not end the thread that tells it
-            logger.exception("on_event raised at %s", event)
+            listener(told)
+        except Exception:
+            logger.exception("a listener raised at %s", told)
+        finally:
+            self._telling.is_now = was_told
+
+    @property
+    def _is_told_now(self) -> bool:
+        """Whether this thread is inside a listener, or an output's function: it may not wait for the stream's end."""
+        own = threading.current_thread().name.startswith("edgereels-")
+        return own or getattr(self._telling, "is_now", False)

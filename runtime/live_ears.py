@@ -75,7 +75,8 @@ class LiveEars:
             now_s: clock reading, as of the blocks' arrival.
             on_event: told what is wrong with the sound.
         """
-        self._now_s, self._on_event = now_s, on_event
+        self._now_s = now_s
+        self._on_event = None if on_event is None else lambda event: on_event({**event, "at_s": now_s()})
         self._changed = threading.Condition()
         self._utterances = Utterances(ends)
         self._input: SoundInput | None = None
@@ -123,10 +124,7 @@ class LiveEars:
     def close(self, failure: Exception | None) -> None:
         """Note that nothing more comes."""
         with self._changed:
-            if self._input is not None:
-                tail = self._input.finish()
-                if len(tail):
-                    self._append(tail, SoundBlock(tail, SAMPLE_RATE, self._now_s(), self._now_s()))
+            self._finish_input()
             self._end()
             self.is_over, self.failure = True, failure
             self._changed.notify_all()
@@ -136,7 +134,7 @@ class LiveEars:
     def next(self, *, timeout_s: float) -> Spoken | None:
         """Return the next utterance when it has begun; None if none did in time."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or bool(self._waiting) or self.is_over, timeout_s)
+            self._changed.wait_for(lambda: self._stopped or bool(self._waiting), timeout_s)
             if self._waiting:
                 return self._waiting.popleft()
             if self._newest is None or self._newest.stop is not None:
@@ -172,6 +170,7 @@ class LiveEars:
         """End an utterance that doesn't go on."""
         with self._changed:
             if spoken is self._newest and spoken.stop is None:
+                self._finish_input()
                 self._end()
 
     def drop(self, *, generation: int = 0) -> None:
@@ -221,6 +220,12 @@ class LiveEars:
         if block.ends_utterance:
             pieces.append(self._input.finish())
         return [piece for piece in pieces if len(piece)]
+
+    def _finish_input(self) -> None:
+        """Take what a change of rate still holds back of the sound that came."""
+        tail = np.zeros(0, np.float32) if self._input is None else self._input.finish()
+        if len(tail):
+            self._append(tail, SoundBlock(tail, SAMPLE_RATE, self._now_s(), self._now_s()))
 
     def _append(self, samples: Samples, block: SoundBlock) -> None:
         self._ring_append(samples)

@@ -38,7 +38,7 @@ class WindowCost:
     whole_s: float
     """Until all of its frames were there."""
     head_start_s: float
-    """Until its first frame could be on, none of the others coming late."""
+    """How long before its first frame is on it is to be begun, so that none of its frames is late."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +57,8 @@ class LiveFace:
     """(R, H, W, 3): what is on while nobody speaks; the rest pose first."""
     key_frames: KeyFrames
     """What windows end on."""
-    window_s: Mapping[LiveSettings, float]
-    """What a window costs on this machine, hearing included: the median of the last few of the rest loop."""
-    head_start_s: Mapping[LiveSettings, float]
-    """How long before its first frame is on such a window is to be begun, so that none of its frames is late."""
+    costs: Mapping[LiveSettings, WindowCost]
+    """What a window of each quality costs on this machine, hearing included: medians over those of the rest loop."""
 
 
 def open_face(
@@ -113,8 +111,7 @@ def open_face(
         size=preparation.size,
         rest_loop=loops[0],
         key_frames=KeyFrames(loops[0], preparation.portrait),
-        window_s={wanted: costs[replace(wanted, repeat=1)].whole_s for wanted in settings},
-        head_start_s={wanted: costs[replace(wanted, repeat=1)].head_start_s for wanted in settings},
+        costs={wanted: costs[replace(wanted, repeat=1)] for wanted in settings},
     )
 
 

@@ -14,17 +14,16 @@ import numpy as np
 
 from .clock import read_together
 from .engine import end_runs
-from .errors import NotFiniteError
 from .live_actor import KEPT_FRAMES, LiveActor
 from .live_chunk import SAMPLES_PER_FRAME, LiveChunk
 from .live_ears import Heard, Spoken
 from .live_face import LiveFace
+from .live_faults import LiveFaults
 from .live_generator_parts import GeneratorParts
 from .live_reports import GRAPH_STAGES, ChunkMade, Piece
 from .live_settings import LiveSettings
 from .live_state import State
 from .live_windows import Pixels
-from .recovery import Recovery, Remedy
 
 RESERVE_S = 2.0
 """So much is made ahead of what is shown; more would be thrown away at an interruption."""
@@ -32,11 +31,8 @@ RESERVE_S = 2.0
 STARVED_S = 1.5
 """An utterance of which nothing comes for so long has ended, whether somebody says so or not."""
 
-HUNG_S = 20.0
-"""A window that takes so long is broken off, and the engines are opened anew."""
-
-ENDING_S = 0.1
-"""A run that failed may have been ended by a signal that ends the stream as well: so long it is waited for."""
+HUNG_S, HUNG_FACTOR = 20.0, 5.0
+"""A window that takes so long, and so many times what it took at the start, is broken off; engines are opened anew."""
 
 _LOOK_S = 0.02  # how often somebody looks whether there is room for more
 
@@ -60,7 +56,7 @@ class Generator:
     def __init__(self, parts: GeneratorParts, face: LiveFace) -> None:
         """Prepare to make frames of an open face."""
         self._parts, self._actor = parts, LiveActor(face)
-        self._recovery = Recovery()
+        self._faults = LiveFaults(parts, self._actor)
         self._stopping = threading.Event()
         self._turns = 0  # that have begun
         self._cut = -1  # the last turn that was cut off
@@ -70,8 +66,11 @@ class Generator:
         self._is_busy = False
         self._window_since_s: float | None = None
         self._is_hung = False
-        self.failure: Exception | None = None
+
+    @property
+    def failure(self) -> Exception | None:
         """What ended it, if something did."""
+        return self._faults.failure
 
     @property
     def is_idle(self) -> bool:
@@ -91,9 +90,10 @@ class Generator:
     def watch(self) -> None:
         """Break off a window that hangs; called now and then from another thread."""
         since_s = self._window_since_s
-        if since_s is not None and self._now_s - since_s > HUNG_S and not self._is_hung:
+        after_s = max(HUNG_S, HUNG_FACTOR * self._actor.face.costs[self._settings].whole_s)
+        if since_s is not None and self._now_s - since_s > after_s and not self._is_hung:
             self._is_hung = True
-            self._tell("hung", "S_HUNG", after_s=HUNG_S)
+            self._tell("hung", "S_HUNG", after_s=after_s)
             end_runs()
 
     def stop(self) -> None:
@@ -112,7 +112,7 @@ class Generator:
                     self._return()
                 self._is_busy = False
         except Exception as error:  # nothing may end a thread unseen
-            self.failure = error
+            self._faults.failure = error
             self._is_busy = False
             self._parts.ears.stop_waiting()
             if not self._parts.state.has_ended:
@@ -198,7 +198,7 @@ class Generator:
             turn.due_s += max(0.0, settings.first_frame_s - turn.settings.first_frame_s)
         turn.settings = settings
         due_s = now_s + turn.due_s + parts.playout.moved_s - position_s
-        first_frame = self._actor.made
+        first_frame, faults = self._actor.made, self._faults.count
         for frames in self._frames(settings, is_last=is_last):
             if not self._goes_on(turn):
                 return
@@ -211,7 +211,9 @@ class Generator:
         if not pieces:
             return
         count, ready_s = sum(piece.frames for piece in pieces), pieces[-1].ready_s
-        self._judge(ready_s - start_s, media_s=count / 25, missed=missed)
+        if self._faults.count == faults:  # what follows a fault says nothing of the quality
+            in_time = intended_s + parts.allowance_s < due_s + 1 / 25  # the sound, for a chunk that is made in time
+            self._judge(ready_s - start_s, media_s=count / 25, missed=missed and in_time)
         if parts.on_chunk is not None:
             stages = {name: parts.stage_s.get(name, 0.0) - before.get(name, 0.0) for name in GRAPH_STAGES}
             stages["between"] = ready_s - start_s - sum(stages.values())
@@ -256,7 +258,7 @@ class Generator:
             yield from self._actor.make(settings, is_last=is_last)
         except Exception as error:  # whatever a library raises
             self._window_since_s = None
-            if self._recover(error):
+            if self._faults.recover(error, self._stopping):
                 yield self._actor.hold()
         finally:
             self._window_since_s = None
@@ -268,35 +270,6 @@ class Generator:
             state.degrade("S_QUALITY", now_s=self._now_s)
         else:
             state.restore("S_QUALITY", now_s=self._now_s)
-
-    def _recover(self, error: Exception) -> bool:
-        """Do what follows a fault; whether the stream goes on."""
-        contained, state = isinstance(error, NotFiniteError), self._parts.state
-        if not contained and not self._parts.clock.wait_until(self._now_s + ENDING_S, self._stopping):
-            return False  # no fault: the program is ending, and its engines with it
-        code = "S_NONFINITE" if contained else "S_UNEXPECTED"
-        self._tell("chunk_lost", code, error=type(error).__name__, message=str(error))
-        state.change(State.RECOVERING, code=code, now_s=self._now_s)
-        while not self._stopping.is_set():
-            remedy, wait_s = self._recovery.after(is_contained=contained, now_s=self._now_s)
-            if remedy is Remedy.GIVE_UP:
-                self.failure = error
-                state.change(State.FAILED, code="S_TOO_MANY_FAULTS", now_s=self._now_s, message=str(error))
-                self._stopping.set()
-                self._parts.ears.stop_waiting()
-                return False
-            if not self._parts.clock.wait_until(self._now_s + wait_s, self._stopping):
-                return False
-            try:
-                if remedy is Remedy.REOPEN:
-                    self._actor.face = self._parts.open_face()
-            except Exception as again:  # it may be the device that is gone
-                self._tell("reopening_failed", "S_UNEXPECTED", error=type(again).__name__, message=str(again))
-                contained = False
-                continue
-            state.go_on(code="S_RECOVERED", now_s=self._now_s)
-            return True
-        return False
 
     @property
     def _now_s(self) -> float:

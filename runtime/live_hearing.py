@@ -80,7 +80,9 @@ class LiveHearing:
 
     def push(self, speech: Floats) -> None:
         """Take the next samples of the utterance, (n,), as they came in."""
-        self._energy += float(np.sum(np.square(scaled := self._loudness.push(speech), dtype=np.float64))) / 16000
+        scaled = self._loudness.push(speech)
+        within = np.clip(scaled, -1, 1)  # what is beyond full scale is damage, and would count for hours
+        self._energy += float(np.sum(np.square(within, dtype=np.float64))) / 16000
         self._weight_s += len(speech) / 16000
         self._ring.append(scaled)
 

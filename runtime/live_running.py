@@ -69,6 +69,7 @@ class LiveRunning:
             if output.check is not None:
                 output.check()
         self._clock, self._room, self._is_stopped = clock, room, False
+        self._on_event = options.on_event
         face = room.open()
         wanted, canvas = room.shown_as(face)
         self.latency = _latency(room, face, fps=wanted.fps)
@@ -122,7 +123,13 @@ class LiveRunning:
     def listen(self, source: Source) -> None:
         """Take sound from a source."""
         self._source = source
-        source.start(self.ears.hear, self.ears.close)
+        source.start(self.ears.hear, self._source_ended)
+
+    def _source_ended(self, failure: Exception | None) -> None:
+        self.ears.close(failure)
+        if failure is not None:
+            told = {"error": type(failure).__name__, "message": str(failure)}
+            self._on_event({"event": "source_failed", "code": "S_SOURCE", "at_s": self._clock.now_s(), **told})
 
     def stop(self, *, within_s: float) -> None:
         """End everything; what is still busy then is left behind."""
@@ -186,12 +193,12 @@ def _join(thread: threading.Thread, timeout_s: float) -> None:
 
 def _cost(face: LiveFace, settings: LiveSettings) -> float:
     """Return what a frame costs here, in seconds."""
-    return face.window_s[settings] / settings.chunk_frames
+    return face.costs[settings].whole_s / settings.chunk_frames
 
 
 def _latency(room: LiveRoom, face: LiveFace, *, fps: int) -> LiveLatency:
     settings = room.settings[0]
-    compute_s = max(LEAST_ALLOWANCE_S, ALLOWANCE_FACTOR * face.head_start_s[settings])
+    compute_s = max(LEAST_ALLOWANCE_S, ALLOWANCE_FACTOR * face.costs[settings].head_start_s)
     return LiveLatency(
         look_ahead_s=settings.first_frame_s,
         allowance_s=math.ceil(compute_s * fps - 1e-6) / fps,

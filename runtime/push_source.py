@@ -76,13 +76,17 @@ class PushSource(ThreadedSource):
         with self._changed:
             called = self._cleared
         piece = round(_PIECE_S * sample_rate)
-        with self._turn:
+        if not self._turn.acquire(blocking=wait):
+            raise queue.Full("another block is being pushed and waits for room; expected none: push later, or wait")
+        try:
             if not wait:
                 self._check_room(len(samples) / sample_rate)
             for first in range(0, len(samples), piece):
                 part = samples[first : first + piece]
                 if not self._put(SoundBlock(part, sample_rate, arrived_s, arrived_s, generation=called)):
                     return
+        finally:
+            self._turn.release()
 
     def end_utterance(self) -> None:
         """Say that the speaker has finished with what was pushed last; does nothing where nothing was pushed since."""
@@ -115,6 +119,8 @@ class PushSource(ThreadedSource):
             self._changed.notify_all()
 
     def _check_room(self, length_s: float) -> None:
+        if length_s > self._most_waiting_s:
+            raise queue.Full(f"{length_s:.2f} s of sound came; expected at most {self._most_waiting_s:g} s: push pieces")
         with self._changed:
             if self._waiting_s + length_s > self._most_waiting_s:
                 raise queue.Full(

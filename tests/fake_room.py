@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgereels.runtime.live import Live
-from edgereels.runtime.live_face import LiveFace
+from edgereels.runtime.live_face import LiveFace, WindowCost
 from edgereels.runtime.live_key_frames import KeyFrames
 from edgereels.runtime.live_outputs import LiveFormat, Output, to_callback
 from edgereels.runtime.live_reports import ShownMedia
@@ -100,8 +100,9 @@ class FakeRoom:
             size=(SIZE, SIZE),
             rest_loop=loop,
             key_frames=KeyFrames(loop, np.zeros((3, SIZE, SIZE), np.float32)),
-            window_s={each: self.cost_s or 0.001 / (1 + n) for n, each in enumerate(self.settings)},
-            head_start_s=dict.fromkeys(self.settings, self.cost_s),
+            costs={
+                each: WindowCost(self.cost_s or 0.001 / (1 + n), self.cost_s) for n, each in enumerate(self.settings)
+            },
         )
 
     def shown_as(self, face: LiveFace) -> tuple[LiveFormat, None]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of streams whose every time is known."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +45,25 @@ def test_a_drift_is_found_and_none_is_not(even: dict[str, Any]) -> None:
     lines = lines_of(EVEN)
     slow = [replace(one, shown_s=one.shown_s + one.media_s * 1e-4) if isinstance(one, Frame) else one for one in lines]
     assert figures(recorded(slow))["av_drift_ms_per_h"]["value"] == pytest.approx(360, rel=1e-3)
+
+
+def test_a_start_that_was_a_little_late_is_no_drift_and_one_that_begins_afterwards_is(even: dict[str, Any]) -> None:
+    lines = lines_of(EVEN)
+    last_s = max(one.media_s for one in lines if isinstance(one, Frame))
+
+    def drift(late_s: Callable[[float], float]) -> dict[str, float]:
+        moved = [
+            replace(one, shown_s=one.shown_s + late_s(one.media_s / last_s))
+            if isinstance(one, Frame) and one.shown_s is not None
+            else one
+            for one in lines
+        ]
+        return figures(recorded(moved))["av_drift_ms_per_h"]
+
+    late_start = drift(lambda share: 0.02 if share < 0.2 else 0.0)
+    assert late_start["low"] <= 1e-6
+    assert late_start["high"] >= -1e-6
+    assert drift(lambda share: max(0.0, share - 0.3) * 1e-2)["low"] > 1
 
 
 def test_memory_that_grows_is_seen(even: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ import soundfile
 
 from edgereels.runtime.clock import MonotonicClock
 from edgereels.runtime.errors import EdgereelsError, MediaError, NotFiniteError, UsageError
+from edgereels.runtime.live_face import LiveFace
 from edgereels.runtime.live_outputs import to_callback, to_file
 from edgereels.runtime.live_player import DRAWING_S
 from edgereels.runtime.live_reports import ChunkMade, ShownMedia
 from edgereels.runtime.live_settings import LiveSettings
 from edgereels.runtime.live_sinks import SinkClosed
 from edgereels.runtime.live_state import State
-from edgereels.runtime.sources import WavSource
+from edgereels.runtime.sources import OnBlock, ThreadedSource, WavSource
 
 from .fake_room import LOUD, LOW, QUIET, FakeRoom, Viewer, bursts, is_loud, open_live
 
@@ -319,9 +321,8 @@ def test_half_the_frames_stay_in_step() -> None:
     assert levels[::2] == levels[1::2]
 
 
-def _with_costs(face: Any, costs: dict[LiveSettings, float]) -> Any:
-    object.__setattr__(face, "window_s", costs)
-    return face
+def _with_costs(face: LiveFace, whole_s: dict[LiveSettings, float]) -> LiveFace:
+    return replace(face, costs={each: replace(face.costs[each], whole_s=one) for each, one in whole_s.items()})
 
 
 @pytest.mark.slow
@@ -365,6 +366,64 @@ def test_a_listener_may_end_the_stream(tmp_path: Path) -> None:
             time.sleep(0.01)
     assert calls == ["S_UTTERANCE", "S_STOPPED"] and live.state is State.STOPPED
     assert (tmp_path / "talk.mp4").exists() and not (tmp_path / "talk.mp4.partial").exists()
+
+
+def test_a_listener_and_the_program_may_end_the_stream_at_once() -> None:
+    speaks, ends = threading.Event(), threading.Event()
+
+    def listen(event: dict[str, Any]) -> None:
+        if event.get("code") == "S_UTTERANCE":
+            speaks.set()
+            ends.wait(5)
+            time.sleep(0.1)  # the program is inside `stop` now
+            live.stop()
+
+    with open_live(FakeRoom(), Viewer(), on_event=listen) as live:
+        live.push(SPEECH)
+        assert speaks.wait(5)
+        began_s = time.perf_counter()
+        ends.set()
+        live.stop()
+        took_s = time.perf_counter() - began_s
+    assert took_s < 2 and live.state is State.STOPPED
+
+
+def test_sound_that_comes_late_is_no_slow_machine() -> None:
+    events = list[dict[str, Any]]()
+    better = LiveSettings(17, 5, 0, 2)
+    room = FakeRoom(settings=(better, LOW))
+    with open_live(room, Viewer(), on_event=events.append) as live:
+        for _sentence in range(3):
+            live.push(bursts([3], count=20))
+            time.sleep(1.3)
+        live.end_utterance()
+        assert live.wait_idle(10)
+    codes = [event["code"] for event in events]
+    assert codes.count("S_LATE") >= 2 and "S_QUALITY" not in codes and set(room.used) == {better}
+
+
+def test_what_is_wrong_with_a_listener_to_chunks_ends_nothing() -> None:
+    def listen(_chunk: ChunkMade) -> None:
+        raise OSError("no space left on the device")
+
+    viewer = Viewer()
+    with open_live(FakeRoom(), viewer, on_chunk=listen) as live:
+        push_in_blocks(live, bursts([2, 20], count=30), block=640)
+        assert live.wait_idle(10) and live.state is State.READY
+    assert loud_frames(viewer) == [2, 20]
+
+
+def test_a_source_that_fails_is_told() -> None:
+    class Broken(ThreadedSource):
+        def _produce(self, on_block: OnBlock) -> None:
+            raise OSError("the network is gone")
+
+    events = list[dict[str, Any]]()
+    with open_live(FakeRoom(), Viewer(), source=Broken(), on_event=events.append) as live:
+        with pytest.raises(EdgereelsError, match="the network is gone"):
+            live.wait_over(5)
+        assert live.state is State.DEGRADED and live.causes == ("S_SOURCE",)
+    assert [event["message"] for event in events if event["code"] == "S_SOURCE" and event["event"] == "source_failed"]
 
 
 @pytest.mark.slow

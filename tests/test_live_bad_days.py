@@ -79,7 +79,7 @@ def test_nothing_is_left_of_a_stream_that_has_ended(tmp_path: Path) -> None:
 def test_whatever_goes_wrong_it_ends_in_a_state_with_a_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seeded plans of faults on the real threads; none may hang."""
     monkeypatch.setattr("edgereels.runtime.recovery.BACKOFF_S", (0.01,))
-    monkeypatch.setattr("edgereels.runtime.live_generator.ENDING_S", 0.01)
+    monkeypatch.setattr("edgereels.runtime.live_faults.ENDING_S", 0.01)
     source = random.Random(5)
     kinds = [NotFiniteError("NaN"), RuntimeError("driver"), MemoryError("no more"), ValueError("shape"), 0.05]
     for _plan in range(12):

@@ -146,3 +146,24 @@ def test_who_waits_is_woken_at_the_end_of_the_stream() -> None:
     assert time.perf_counter() - began_s < 1
     ears.hear(block(ramp(100)))  # takes nothing more, and waits for nobody
     assert ears.stop == 0
+
+
+def test_after_the_end_of_the_source_nobody_asks_without_a_pause() -> None:
+    ears = LiveEars(ends="mark")
+    ears.close(None)
+    began_s = time.perf_counter()
+    assert ears.next(timeout_s=0.1) is None
+    assert time.perf_counter() - began_s > 0.08
+
+
+def test_an_utterance_that_nobody_ended_in_time_has_all_its_sound_and_no_other_follows() -> None:
+    ears = LiveEars(ends="mark")
+    ears.hear(block(np.full(2205, 0.1, np.float32), rate=22050))
+    spoken = ears.next(timeout_s=0)
+    assert spoken is not None
+    ears.end(spoken)
+    whole = ears.wait_for(spoken, 10_000, timeout_s=0)
+    assert whole.ended and whole.samples == 1920
+    assert np.abs(ears.read(spoken, 1500, 1590)).min() > 0.05  # what the change of rate held back
+    ears.hear(block(NOTHING, rate=22050, ends=True))
+    assert ears.next(timeout_s=0) is None and ears.is_quiet

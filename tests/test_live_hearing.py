@@ -99,3 +99,11 @@ def test_silence_behind_speech_fills_the_frame_and_follows() -> None:
     hearing.push_silence(4)
     assert hearing.frames == 14
     assert not hearing.features(10, 14).any() and hearing.features(0, 10).all()
+
+
+def test_a_damaged_second_does_not_count_for_hours() -> None:
+    hearing = LiveHearing(Encoder(), normalise=True)
+    hearing.push(np.full(16000, 3000, np.float32))
+    for _minute in range(2):
+        hearing.push(speech(1500, level=START_DEVIATION))
+    assert hearing.features(hearing.frames - 20, hearing.frames)[:, 0, 0].mean() > 0.2

@@ -160,3 +160,17 @@ def test_a_source_that_waits_for_sound_stops_at_once() -> None:
 def test_what_is_no_sound_is_refused_at_the_door(block: npt.NDArray[np.generic], rate: int) -> None:
     with pytest.raises(MediaError, match="expected"):
         PushSource(VirtualClock()).push(block, rate)
+
+
+def test_who_does_not_wait_does_not_wait_for_another_pusher_either() -> None:
+    source = PushSource(VirtualClock(), most_waiting_s=2)
+    pusher = started(lambda: source.push(sound(10), RATE))
+    with source._changed:
+        assert source._changed.wait_for(lambda: source._waiting_s == 2, 5)
+    with pytest.raises(queue.Full, match="another block is being pushed"):
+        source.push(sound(0.1), RATE, wait=False)
+    source.clear()
+    pusher.join(5)
+    source.push(sound(0.1), RATE, wait=False)
+    with pytest.raises(queue.Full, match="push pieces"):
+        source.push(sound(2.1), RATE, wait=False)
