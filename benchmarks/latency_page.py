@@ -39,7 +39,8 @@ svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .soft{fill:var(--sof
 .s0{fill:var(--c0)}.s1{fill:var(--c1)}.s2{fill:var(--c2)}.s3{fill:var(--c3)}.s4{fill:var(--c4)}.s5{fill:var(--c5)}
 table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums;min-width:100%}
 th,td{text-align:right;padding:4px 10px;border-bottom:1px solid var(--grid);white-space:nowrap}
-th:first-child,td:first-child{text-align:left;white-space:normal}td small{display:block;color:var(--soft)}th{color:var(--soft);font-weight:500}
+th:first-child,td:first-child{text-align:left;white-space:normal}
+td small{display:block;color:var(--soft)}th{color:var(--soft);font-weight:500}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:12px;color:var(--soft)}
 """
 COLOURS = 6
@@ -94,7 +95,7 @@ def _cards(report: dict[str, Any]) -> str:
         ("stalls", f"{stalls['count']}" + (f", longest {stalls['longest_ms']:.0f} ms" if stalls["count"] else "")),
         ("sound before picture", "–" if not offset["n"] else f"{offset['min']:+.0f} to {offset['max']:+.0f} ms"),
         ("drift of that, ms per hour (95 %)", _interval(figures["av_drift_ms_per_h"])),
-        ("look-ahead by construction", _range(figures["look_ahead_ms"])),
+        ("of sound beyond a chunk that it waits for", _range(figures["look_ahead_ms"])),
         ("memory, at most", "–" if peak is None else f"{peak / 1e6:.0f} MB"),
         ("memory's growth, MB per minute (95 %)", _interval(figures["memory"]["slope_mb_per_min"])),
         ("of a chunk outside graphs", "–" if outside is None else f"{100 * outside:.1f} %"),

@@ -25,7 +25,7 @@ class LiveFaults:
         """How many there were."""
 
     def recover(self, error: Exception, stopping: threading.Event) -> bool:
-        """Do what follows a fault; whether the stream goes on. If not, `stopping` is set, and `failure` where it failed."""
+        """Do what follows a fault; whether the stream goes on. Else it is ending, or has failed: `failure` says why."""
         self.count += 1
         contained, state = isinstance(error, NotFiniteError), self._parts.state
         if not contained and not self._parts.clock.wait_until(self._now_s + ENDING_S, stopping):

@@ -120,7 +120,9 @@ class PushSource(ThreadedSource):
 
     def _check_room(self, length_s: float) -> None:
         if length_s > self._most_waiting_s:
-            raise queue.Full(f"{length_s:.2f} s of sound came; expected at most {self._most_waiting_s:g} s: push pieces")
+            raise queue.Full(
+                f"{length_s:.2f} s of sound came; expected at most {self._most_waiting_s:g} s: push pieces"
+            )
         with self._changed:
             if self._waiting_s + length_s > self._most_waiting_s:
                 raise queue.Full(
