@@ -58,7 +58,8 @@ def verdict(run: Run, computed: dict[str, Any], events: list[Event]) -> dict[str
         factor = computed["real_time_factor_in_total"]
         return {"live": None, "sentence": f"a second of video takes {factor:.2f} s of work on this machine", **said}
     lowered = sum(event.name == QUALITY and not event.details.get("is_better", False) for event in events)
-    live = not misses["hits"] and not lowered and not computed["stalls"]["count"]
+    is_smooth = not computed["stalls"]["count"] and not computed["missed_frames"]["hits"]
+    live = not misses["hits"] and not lowered and is_smooth
     sentence = _live(run, said) if live else f"not live: {_why_not(computed, lowered)}; {_nearest(events)}"
     return {"live": live, "sentence": sentence + _turns(run, computed), **said}
 
@@ -80,7 +81,10 @@ def _why_not(computed: dict[str, Any], lowered: int) -> str:
         return f"{_burst(computed)}needs {max(needed, 1.01):.2f}×"
     if misses["hits"]:
         return f"{misses['hits']} of {misses['n']} chunks were late, for other reasons than speed: see the waits"
-    return f"every chunk was made in time, and the picture still stood {_times(stalls['count'])}"
+    if stalls["count"]:
+        return f"every chunk was made in time, and the picture still stood {_times(stalls['count'])}"
+    missed = computed["missed_frames"]
+    return f"every chunk was made in time, and {missed['hits']} of {missed['n']} frames still came a slot late or never"
 
 
 def _times(count: int) -> str:
