@@ -9,7 +9,7 @@ from ..runtime.options import OptionParser, add_run_options
 from ..runtime.printable import printable
 from .command_bench_options import add_utterance_options, canvas, count, end_line, say_to, whole_frames
 from .latency_compare import LEAST_PAIRS
-from .latency_pairs import read_recipe, run_compare
+from .latency_pairs import VOID, read_recipe, run_compare
 from .latency_run import Surroundings
 from .report_folder import COMPARISON, check_folder, report_folder
 
@@ -55,4 +55,4 @@ def compare(argv: list[str]) -> int:
         (folder / COMPARISON).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     end_line(arguments)
     print(json.dumps(found) if arguments.json else printable(found["sentence"]))
-    return 0
+    return 1 if found["verdict"] == VOID else 0

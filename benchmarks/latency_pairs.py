@@ -26,6 +26,8 @@ SESSION_FIELDS = frozenset({"device", "threads", "compute"})
 LIVE_FIELDS = frozenset({"latency", "avatar", "canvas", "seed"})
 """Of a recipe: arguments of `AvatarSession.live`."""
 FIELDS = SESSION_FIELDS | LIVE_FIELDS | {"package"}
+VOID = "void"
+"""The verdict where a side did less than its recipe says."""
 TAILS = (90, 99)
 """Percentiles of a chunk's work that are compared, where there are chunks enough."""
 
@@ -182,7 +184,7 @@ def run_compare(
     return {
         "format": "edgereels-latency-comparison/1",
         "sentence": _sentence(found, lowered),
-        "verdict": found.verdict,
+        "verdict": _verdict(found, lowered),
         "figure": "seconds of work per second of video, one utterance, second over first",
         "first": one.recipe.settings(),
         "second": other.recipe.settings(),
@@ -205,6 +207,10 @@ def run_compare(
     }
 
 
+def _verdict(found: Comparison, lowered: Mapping[str, int]) -> str:
+    return VOID if any(lowered.values()) else found.verdict
+
+
 def _sentence(found: Comparison, lowered: Mapping[str, int]) -> str:
     """Say what was found, and whether it can be about the recipes at all."""
     if not (times := sum(lowered.values())):
@@ -222,11 +228,11 @@ def verify_comparison(path: Path) -> int:
         report = json.loads(path.read_text(encoding="utf-8"))
         own, both = ([_pair(pair) for pair in report[name]] for name in ("pairs_of_first_with_itself", "pairs"))
         found = judge(own, both)
-        sentence = _sentence(found, report["quality_lowered"])
+        sentence, verdict = (say(found, report["quality_lowered"]) for say in (_sentence, _verdict))
         claimed = (report["sentence"], report["verdict"], report["noise"], report["ratio"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerificationError(f"{path} is no comparison that bench wrote ({error})") from error
-    if claimed != (sentence, found.verdict, asdict(found.noise), asdict(found.ratio)):
+    if claimed != (sentence, verdict, asdict(found.noise), asdict(found.ratio)):
         raise VerificationError(f"{path} says {claimed[0]!r}; its pairs give {sentence!r}")
     return len(own) + len(both)
 

@@ -123,6 +123,7 @@ def test_work_of_lowered_quality_is_no_work_of_the_recipe(tmp_path: Path, monkey
     around = Surroundings(clock=VirtualClock(), watch=QuietWatch)
     found = run_compare(Recipe("a"), Recipe("b"), SPEECH, pairs=3, length_s=1.0, speed=5.0, around=around)
     assert "void, since quality was lowered (times: 2)" in found["sentence"]
+    assert found["verdict"] == "void"
     path = tmp_path / "comparison.json"
     path.write_text(json.dumps({**found, "quality_lowered": {"first": 0, "second": 0}}), encoding="utf-8")
     with pytest.raises(VerificationError):
