@@ -155,7 +155,8 @@ class Live:
         self.stop()
 
     def stop(self, *, within_s: float = STOPPED_WITHIN_S) -> None:
-        """End the stream: files are finished, devices closed. Called again it waits for that, and does nothing.
+        """End the stream: files are finished, devices closed. Called again it waits for that, and does nothing;
+        from a listener or an output's function it doesn't wait either.
 
         Args:
             within_s: how long that may take. What a slow file has not taken by then is left out of it.
@@ -194,7 +195,7 @@ class Live:
         Raises:
             MediaError: the block or the rate is none that is taken.
             UsageError: the stream has another source, or has ended.
-            queue.Full: `wait` is False, and 30 s wait already.
+            queue.Full: `wait` is False, and there is no room (30 s), or another block waits for some.
         """
         self._own_source("push").push(samples, sample_rate, wait=wait)
 

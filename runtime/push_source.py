@@ -67,7 +67,7 @@ class PushSource(ThreadedSource):
         Raises:
             MediaError: the block or the rate is none that is taken.
             UsageError: the source was closed or stopped.
-            queue.Full: `wait` is False and there is no room.
+            queue.Full: `wait` is False, and there is no room or another block waits for some.
         """
         channels = block.shape[1] if block.ndim == 2 else 1
         check_format(sample_rate, channels, what="the pushed sound")
