@@ -155,8 +155,9 @@ class Live:
         self.stop()
 
     def stop(self, *, within_s: float = STOPPED_WITHIN_S) -> None:
-        """End the stream: files are finished, devices closed. Called again it waits for that, and does nothing;
-        from a listener or an output's function it doesn't wait either.
+        """End the stream: files are finished, devices closed.
+
+        Called again it does nothing but wait for that; from a listener or an output's function it doesn't wait either.
 
         Args:
             within_s: how long that may take. What a slow file has not taken by then is left out of it.

@@ -360,7 +360,7 @@ def test_a_listener_may_end_the_stream(tmp_path: Path) -> None:
             live.stop()
 
     with open_live(FakeRoom(), Viewer(), outputs=[to_file(tmp_path / "talk.mp4")], on_event=listen) as live:
-        push_in_blocks(live, SPEECH, block=640)
+        live.push(SPEECH[:16000])  # in one piece: once the first is heard, the next would be refused
         began_s = time.perf_counter()
         while live.state is not State.STOPPED and time.perf_counter() - began_s < 3:
             time.sleep(0.01)
