@@ -177,23 +177,29 @@ def bounded_threads(asked: int | None) -> int:
     return min(asked or usable_cores(), usable_cores())
 
 
-_ends_of_runs: list[Callable[[], None]] = []
+_ends_of_runs: list[tuple[int, Callable[[], None]]] = []  # of whose thread, and how
 
 
 @contextmanager
 def endable(end: Callable[[], None]) -> Generator[None]:
     """Let `end_runs` end the body, a run inside a native library, by calling `end` from another thread."""
-    _ends_of_runs.append(end)
+    own = (threading.get_ident(), end)
+    _ends_of_runs.append(own)
     try:
         yield
     finally:
-        _ends_of_runs.remove(end)
+        _ends_of_runs.remove(own)
 
 
-def end_runs() -> None:
-    """End every run in progress, on whatever thread it is; it raises `EngineError` there."""
-    for end in _ends_of_runs.copy():
-        end()
+def end_runs(*, of_thread: int | None = None) -> None:
+    """End every run in progress, or those that one thread waits for; it raises `EngineError` there.
+
+    Args:
+        of_thread: its `threading.get_ident()`.
+    """
+    for thread, end in _ends_of_runs.copy():
+        if of_thread in (None, thread):
+            end()
 
 
 def require_device(device: str, *, siblings: bool = False) -> None:

@@ -66,6 +66,7 @@ class Generator:
         self._is_busy = False
         self._window_since_s: float | None = None
         self._is_hung = False
+        self._thread: int | None = None  # which runs it
 
     @property
     def failure(self) -> Exception | None:
@@ -94,7 +95,7 @@ class Generator:
         if since_s is not None and self._now_s - since_s > after_s and not self._is_hung:
             self._is_hung = True
             self._tell("hung", "S_HUNG", after_s=after_s)
-            end_runs()
+            end_runs(of_thread=self._thread)
 
     def stop(self) -> None:
         """End `run` after the window that is being made."""
@@ -102,6 +103,7 @@ class Generator:
 
     def run(self) -> None:
         """Make frames until `stop`, or until nothing helps any more: then `failure` says what."""
+        self._thread = threading.get_ident()
         try:
             while not self._stopping.is_set():
                 spoken = self._parts.ears.next(timeout_s=_LOOK_S)

@@ -12,7 +12,16 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgereels.runtime import engine_onnxruntime_library as onnxruntime_library
-from edgereels.runtime.engine import Device, Engine, bounded_threads, end_runs, open_engine, parse_device, usable_cores
+from edgereels.runtime.engine import (
+    Device,
+    Engine,
+    bounded_threads,
+    end_runs,
+    endable,
+    open_engine,
+    parse_device,
+    usable_cores,
+)
 from edgereels.runtime.errors import EngineError
 
 
@@ -173,6 +182,27 @@ def test_a_graph_that_would_run_for_hours_can_be_ended(tmp_path: Path) -> None:
         engine.run({"x": np.ones(8, np.float32)})
     assert time.monotonic() - began_s < 30
     timer.join()
+
+
+def test_only_the_runs_of_one_thread_can_be_ended() -> None:
+    ended, others = threading.Event(), threading.Event()
+    with endable(ended.set):
+        is_waiting, go_on = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            with endable(others.set):
+                is_waiting.set()
+                go_on.wait(10)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        is_waiting.wait(10)
+        end_runs(of_thread=thread.ident)
+        assert others.is_set() and not ended.is_set()
+        end_runs()
+        assert ended.is_set()
+        go_on.set()
+        thread.join()
 
 
 def test_one_graph_runs_at_a_time_whoever_asks(doubling: Path) -> None:
