@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .latency_figures import carries
+from .latency_gaps import lacking
 from .latency_measures import by_stream, measured, span_s, unaccounted
 from .latency_pieces import are_sound
 from .latency_trace import Contention
@@ -83,6 +84,7 @@ def _voids(recorded: Recorded) -> Iterator[str]:
     yield from _substitutes(run.engines)
     if not chunks:
         yield "no chunk was measured"
+    yield from lacking(recorded)
     off = [chunk.index for chunk in chunks if unaccounted(chunk) > MOST_UNACCOUNTED]
     if off:
         worst = max(map(unaccounted, chunks))

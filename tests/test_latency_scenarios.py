@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgereels.benchmarks import latency_scenarios
+from edgereels.benchmarks.latency_gaps import lacking
 from edgereels.benchmarks.latency_report import report_of
 from edgereels.benchmarks.latency_run import Asked, Surroundings, run_live
 from edgereels.benchmarks.latency_scenarios import NoAnswerError, Plan, Stage
@@ -38,6 +39,7 @@ def measure(
     asked = Asked(plan, streams=2)
     drive(clock, lambda: run(asked, SPEECH, folder, around), waiting=waiting)
     recorded = read_trace(folder / "trace.jsonl")
+    assert list(lacking(recorded)) == [], "whatever goes wrong, no line is missing"
     return recorded, report_of(recorded)
 
 
