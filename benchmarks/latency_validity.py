@@ -32,6 +32,7 @@ VOIDING_EVENTS = {
     "nonfinite_latent": "a latent held NaN or infinity",
     "throttled": "the processor was throttled",
     "chunk_lost": "a chunk was lost to a fault and the picture before it shown in its place",
+    "sink_failed": "what the frames were shown to broke, and saw nothing from then on",
     "given_up": "the session failed before the end",
 }
 """Names of events after which the figures are of something else than what was asked."""

@@ -45,6 +45,7 @@ VOIDS: dict[str, tuple[Run, Callable[[list[Any]], list[Any]], str]] = {
     "little memory": (RUN, each(Memory, free_share=0.05), "only 5.0% of memory was free"),
     "NaN": (RUN, lambda lines: [*lines, Event("nonfinite_latent", "M", 1.0)], "a latent held NaN"),
     "a lost chunk": (RUN, lambda lines: [*lines, Event("chunk_lost", "S_NONFINITE", 1.0)], "a chunk was lost"),
+    "a broken viewer": (RUN, lambda lines: [*lines, Event("sink_failed", "S_FAILED", 1.0)], "were shown to broke"),
     "a failed session": (RUN, lambda lines: [*lines, Event("given_up", "S_FAILED", 1.0)], "the session failed"),
     "throttled": (RUN, lambda lines: [*lines, Event("throttled", None, 1.0)], "was throttled (1 times)"),
     "nothing": (RUN, lambda lines: [one for one in lines if not isinstance(one, Chunk)], "no chunk was measured"),
