@@ -2,7 +2,7 @@
 """Whether a run may be published, and if not, why not: every reason is a sentence with its numbers."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +18,12 @@ from .latency_trace_file import Recorded
 MOST_PSI, MOST_STEAL, MOST_OTHERS_CPU = 10.0, 1.0, 5.0
 """Percent: processes waiting for a processor before the run; time taken by other machines on the host, and by other
 processes of this one, during it."""
+CROWDED = {
+    "psi_before": (MOST_PSI, "of the minute before the run processes waited for a processor", "pressure"),
+    "steal_during": (MOST_STEAL, "of processor time went to other machines on the host", "steal"),
+    "others_cpu_during": (MOST_OTHERS_CPU, "of processor time went to other processes", "other processes"),
+}
+"""Figures of `contention`: the most of each, what it is, and its name where a machine doesn't show it."""
 LEAST_FREE_SHARE = 0.10
 """Of memory: below, the system may reclaim pages of the model."""
 MOST_UNACCOUNTED = 0.02
@@ -118,17 +124,24 @@ def _crowded(recorded: Recorded) -> Iterator[str]:
     found = contention(recorded)
     if recorded.run.clock != "virtual" and not (found["samples_before"] and found["samples_during"]):
         yield "what else the machine did was not recorded before and during the run"
-    limits = {
-        "psi_before": (MOST_PSI, "of the minute before the run processes waited for a processor"),
-        "steal_during": (MOST_STEAL, "of processor time went to other machines on the host"),
-        "others_cpu_during": (MOST_OTHERS_CPU, "of processor time went to other processes"),
-    }
-    for name, (most, meaning) in limits.items():
-        if found[name] is not None and found[name] > most:
-            yield f"{found[name]:.1f} % {meaning} (most: {most:.0f} %)"
+    yield from crowding(found)
     free = [one.free_share for one in recorded.memory if one.free_share is not None]
     if free and min(free) < LEAST_FREE_SHARE:
         yield f"only {min(free):.1%} of memory was free (least: {LEAST_FREE_SHARE:.0%})"
+
+
+def crowding(found: Mapping[str, float | None]) -> Iterator[str]:
+    """Say what else ran beyond what figures bear, of the figures of `contention` that could be read."""
+    for name, (most, meaning, _short) in CROWDED.items():
+        share = found[name]
+        if share is not None and share > most:
+            yield f"{share:.1f} % {meaning} (most: {most:.0f} %)"
+
+
+def unread(found: Mapping[str, float | None]) -> Iterator[str]:
+    """Say which of the same figures could not be read; nothing where all were."""
+    if names := [short for name, (_most, _meaning, short) in CROWDED.items() if found[name] is None]:
+        yield f"nobody can tell whether the machine was free: it doesn't show {', '.join(names)}"
 
 
 def _shortcomings(recorded: Recorded) -> Iterator[str]:
@@ -138,6 +151,8 @@ def _shortcomings(recorded: Recorded) -> Iterator[str]:
         yield f"too short: {length_s:.0f} s were measured (least: {LEAST_SPAN_S:.0f} s)"
     if scenario == "turns" and turns < LEAST_TURNS:
         yield f"too few turns: {turns} (least: {LEAST_TURNS}, which carry a p90)"
+    if recorded.run.clock != "virtual" and recorded.contention:
+        yield from unread(contention(recorded))
     if scenario != "turns" and not carries(90, len(chunks)):
         yield f"too few chunks: {len(chunks)} (least: {LEAST_CHUNKS}, which carry a p90)"
 

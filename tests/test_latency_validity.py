@@ -95,9 +95,19 @@ def test_load_of_the_measured_process_itself_is_no_contention() -> None:
     assert found["others_cpu_during"] == pytest.approx(0.4)
 
 
-def test_what_can_not_be_read_is_no_reason() -> None:
+def test_a_machine_that_does_not_show_whether_it_is_free_gives_a_quick_report() -> None:
     blind = each(Contention, psi=None, steal=None, others_cpu=None)(LINES)
-    assert validity(recorded(blind))["status"] == "publishable"
+    assert validity(recorded(blind)) == {
+        "status": "quick",
+        "reasons": ["nobody can tell whether the machine was free: it doesn't show pressure, steal, other processes"],
+    }
+    one = validity(recorded(each(Contention, steal=None)(LINES)))
+    assert one["status"] == "quick" and one["reasons"][0].endswith("it doesn't show steal")
+
+
+def test_where_time_is_made_up_nothing_else_runs() -> None:
+    blind = each(Contention, psi=None, steal=None, others_cpu=None)(LINES)
+    assert validity(recorded(blind, run=with_run(clock="virtual")))["status"] == "publishable"
 
 
 def test_what_is_broken_off_at_the_end_was_not_lost() -> None:
