@@ -20,10 +20,12 @@ from .live_ears import Heard, Spoken
 from .live_face import LiveFace
 from .live_faults import LiveFaults
 from .live_generator_parts import GeneratorParts
-from .live_reports import GRAPH_STAGES, ChunkMade, Piece
+from .live_reports import ChunkMade, Piece
 from .live_settings import LiveSettings
+from .live_stages import LiveStages
 from .live_state import State
 from .live_windows import Pixels
+from .playout_types import Placed
 
 RESERVE_S = 2.0
 """So much is made ahead of what is shown; more would be thrown away at an interruption."""
@@ -190,25 +192,24 @@ class Generator:
 
     def _chunk(self, turn: _Turn, settings: LiveSettings, needed_sample: int | None, *, is_last: bool) -> None:
         """Make one chunk of a turn; hand its pieces over as soon as they are there."""
-        parts, before = self._parts, dict(self._parts.stage_s)
+        parts, stages = self._parts, LiveStages(self._parts.clock, self._parts.graphs_s)
         start_s, pieces, missed = self._now_s, list[Piece](), False
         intended_s, audio_ready_s = (start_s, start_s) if needed_sample is None else parts.ears.arrival(needed_sample)
-        position_s, now_s = read_together(parts.position_s, parts.clock)
-        if turn.due_s is None:
-            turn.due_s = self._begin_at(turn, position_s - (now_s - audio_ready_s) + parts.allowance_s)
-        elif settings != turn.settings and turn.settings is not None:  # a longer window has to wait for more sound
-            turn.due_s += max(0.0, settings.first_frame_s - turn.settings.first_frame_s)
-        turn.settings = settings
-        due_s = now_s + turn.due_s + parts.playout.moved_s - position_s
+        with stages.around("between"):
+            due_s = self._plan(turn, settings, audio_ready_s)
         first_frame, faults = self._actor.made, self._faults.count
-        for frames in self._frames(settings, is_last=is_last):
+        made = self._frames(settings, is_last=is_last)
+        while True:
+            with stages.around("between"):
+                frames = next(made, None)
+            if frames is None:
+                break
             if not self._goes_on(turn):
                 return
-            sound, ends = self._actor.sound(len(frames)), is_last and not self._actor.owed
-            made = self._actor.made - len(frames)
-            chunk = LiveChunk(frames, sound, turn.number, made, ends, audio_ready_s, self._now_s)
-            placed = parts.playout.add(chunk, turn.due_s)
-            turn.due_s, missed = placed.stop_s, missed or placed.waited_s > 0
+            with stages.around("hand_on"):
+                ends = is_last and not self._actor.owed
+                placed = self._hand_on(turn, frames, ends=ends, audio_ready_s=audio_ready_s)
+            missed = missed or placed.waited_s > 0
             pieces.append(Piece(len(frames), self._now_s))
         if not pieces:
             return
@@ -217,8 +218,6 @@ class Generator:
             in_time = intended_s + parts.allowance_s < due_s + 1 / 25  # the sound, for a chunk that is made in time
             self._judge(ready_s - start_s, media_s=count / 25, missed=missed and in_time)
         if parts.on_chunk is not None:
-            stages = {name: parts.stage_s.get(name, 0.0) - before.get(name, 0.0) for name in GRAPH_STAGES}
-            stages["between"] = ready_s - start_s - sum(stages.values())
             parts.on_chunk(
                 ChunkMade(
                     index=self._chunks,
@@ -234,12 +233,32 @@ class Generator:
                     due_s=due_s,
                     look_ahead_s=settings.look_ahead_frames / 25,
                     needed_sample=needed_sample or 0,
-                    stages=stages,
+                    stages=stages.seconds(),
                     waits={"queue": start_s - audio_ready_s},
                     missed=missed,
                 )
             )
         self._chunks += 1
+
+    def _plan(self, turn: _Turn, settings: LiveSettings, audio_ready_s: float) -> float:
+        """Decide when the turn's next chunk is to be on, and return the clock's reading then."""
+        parts = self._parts
+        position_s, now_s = read_together(parts.position_s, parts.clock)
+        if turn.due_s is None:
+            turn.due_s = self._begin_at(turn, position_s - (now_s - audio_ready_s) + parts.allowance_s)
+        elif settings != turn.settings and turn.settings is not None:  # a longer window has to wait for more sound
+            turn.due_s += max(0.0, settings.first_frame_s - turn.settings.first_frame_s)
+        turn.settings = settings
+        return now_s + turn.due_s + parts.playout.moved_s - position_s
+
+    def _hand_on(self, turn: _Turn, frames: Pixels, *, ends: bool, audio_ready_s: float) -> Placed:
+        """Give the playout some frames with their sound."""
+        sound, first = self._actor.sound(len(frames)), self._actor.made - len(frames)
+        chunk = LiveChunk(frames, sound, turn.number, first, ends, audio_ready_s, self._now_s)
+        assert turn.due_s is not None
+        placed = self._parts.playout.add(chunk, turn.due_s)
+        turn.due_s = placed.stop_s
+        return placed
 
     def _begin_at(self, turn: _Turn, media_s: float) -> float:
         """Go on from what is on before a media time, and return when the turn's first frame is due: then, or later.

@@ -37,7 +37,7 @@ class GeneratorParts:
     """What `giving_up` chooses from, by its index."""
     giving_up: GivingUp
     """Chooses the quality."""
-    stage_s: dict[str, float]
+    graphs_s: dict[str, float]
     """Seconds that graphs have run, by stage, since the stream began."""
     state: LiveState
     """Of the stream."""

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from .canvas import Canvas
 from .playout_types import Kind, Shown
 
-GRAPH_STAGES = ("audio_encode", "vae_encode", "dit", "vae_decode", "finish")
-"""Stages of a chunk that are an engine's work; `between` is everything else."""
+GRAPH_STAGES = ("audio_encode", "image_encode", "vae_encode", "dit", "vae_decode", "finish")
+"""Stages of a chunk that are an engine's work."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class ChunkMade:
     needed_sample: int
     """Absolute index, at 16 kHz, behind the last sample of the stream's sound that it heard."""
     stages: Mapping[str, float]
-    """Seconds by name: `GRAPH_STAGES` and `between`. They add up to ready_s - start_s."""
+    """Seconds by name, each measured by itself: those of `GRAPH_STAGES` that ran, `between` for the arithmetic before
+    and between them, `hand_on` for giving frames to the playout. Nobody measured what they leave of ready_s - start_s."""
     waits: Mapping[str, float]
     """Seconds between audio_ready_s and start_s, by name: `queue`."""
     missed: bool

@@ -45,7 +45,7 @@ class LiveRoom:
         """
         self.settings = tuple(settings)
         """Every quality that may be used, the wanted one first."""
-        self.stage_s: dict[str, float] = {}
+        self.graphs_s: dict[str, float] = {}
         """Seconds that every graph has run, by stage."""
         self._package, self._face, self._seed = package, face, seed
         self._canvas_of, self._placement, self._release = canvas_of, placement, release
@@ -86,4 +86,4 @@ class LiveRoom:
 
     def _count(self, event: dict[str, Any]) -> None:
         name = event["event"]
-        self.stage_s[name] = self.stage_s.get(name, 0.0) + event["end_s"] - event["start_s"]
+        self.graphs_s[name] = self.graphs_s.get(name, 0.0) + event["end_s"] - event["start_s"]

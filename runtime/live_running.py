@@ -179,7 +179,7 @@ class LiveRunning:
             allowance_s=self.latency.allowance_s,
             qualities=tuple(kept),
             giving_up=GivingUp(levels, on_event=options.on_event),
-            stage_s=room.stage_s,
+            graphs_s=room.graphs_s,
             state=state,
             on_event=options.on_event,
             on_chunk=options.on_chunk,

@@ -80,7 +80,7 @@ class FakeRoom:
     """How often opening anew fails."""
 
     def __post_init__(self) -> None:
-        self.stage_s: dict[str, float] = {}
+        self.graphs_s: dict[str, float] = {}
         self.windows_made = self.opened = self.closed = 0
         self.began_from: list[int] = []
         self.used: list[LiveSettings] = []

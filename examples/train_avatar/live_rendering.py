@@ -86,7 +86,7 @@ def _stream(
         allowance_s=0.0,
         qualities=(settings,),
         giving_up=GivingUp([QualityLevel(settings.steps, settings.window, 25.0, 1.0)]),
-        stage_s=room.stage_s,
+        graphs_s=room.graphs_s,
         state=LiveState(),
         on_event=lambda _event: None,
         on_chunk=None,
