@@ -174,25 +174,31 @@ class Showing:
     """By the schedule."""
     shown_s: float | None
     """By the clock; None: never, or the picture before it was shown in its place."""
+    is_lost: bool = False
+    """Whether nothing at all was shown in its slot: the viewer never got it."""
 
 
 def stalls_of(frames: Sequence[Showing], *, fps: float) -> list[float]:
-    """Return the lengths, in seconds, of the times without a new frame although one was due; in order of `due_s`.
+    """Return the lengths, in seconds, of the times without a new frame although one was due; in the order of `frames`.
 
     What is counted is a frame period or more beyond the time at which the next frame could have been there at the
-    earliest: late frames that follow a stall at their own pace are late, not stalled again.
+    earliest: late frames that follow a stall at their own pace are late, not stalled again. A run of n lost frames is a
+    stall of n periods at least, by how much ever their neighbours were early or late.
     """
     period_s = 1 / fps
     lengths_s: list[float] = []
     waiting_since_s: float | None = None
-    last_s = -math.inf
+    last_s, lost = -math.inf, 0
     for frame in frames:
         waiting_since_s = frame.due_s if waiting_since_s is None else waiting_since_s
+        lost += frame.is_lost
         if frame.shown_s is not None:
-            lengths_s.append(frame.shown_s - max(waiting_since_s, last_s + period_s))
-            last_s, waiting_since_s = frame.shown_s, None
+            waited_s = frame.shown_s - max(waiting_since_s, last_s + period_s)
+            lengths_s.append(max(waited_s, lost * period_s))
+            last_s, lost, waiting_since_s = frame.shown_s, 0, None
     if waiting_since_s is not None:  # nothing new came any more
-        lengths_s.append(frames[-1].due_s + period_s - max(waiting_since_s, last_s + period_s))
+        waited_s = frames[-1].due_s + period_s - max(waiting_since_s, last_s + period_s)
+        lengths_s.append(max(waited_s, lost * period_s))
     return [length_s for length_s in lengths_s if length_s >= period_s * (1 - 1e-6)]
 
 

@@ -173,10 +173,14 @@ def _needed_speed(chunks: Sequence[Chunk], *, fps: float) -> float | None:
 def _interruptions(frames: Sequence[Frame], *, fps: float) -> dict[str, Any]:
     stalls, freezes = list[float](), list[float]()
     for own in by_stream(frames).values():
-        own.sort(key=lambda one: one.due_s if one.shown_s is None else one.shown_s)  # as they were seen
-        stalls += stalls_of([Showing(one.due_s, one.shown_s if _is_new(one) else None) for one in own], fps=fps)
+        own.sort(key=lambda one: one.media_s)  # as they were seen; a lost one has its slot, whatever was late
+        stalls += stalls_of([_showing(one) for one in own], fps=fps)
         freezes += freezes_of(list(np.diff([one.shown_s for one in own if _is_new(one)])))
     return {"stalls": _lengths(stalls), "freezes": _lengths(freezes)}
+
+
+def _showing(frame: Frame) -> Showing:
+    return Showing(frame.due_s, frame.shown_s if _is_new(frame) else None, is_lost=frame.shown_s is None)
 
 
 def _lengths(seconds: Sequence[float]) -> dict[str, float]:

@@ -138,6 +138,26 @@ def test_a_stall_is_the_time_without_a_new_frame_that_was_due() -> None:
     assert stalls_of(a_little_late, fps=25) == []
 
 
+@pytest.mark.parametrize(("before_s", "after_s"), [(0.0, 0.0), (0.012, -0.004), (-0.005, 0.01)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_lost_frames_are_a_stall_of_their_length_however_their_neighbours_trembled(
+    count: int, before_s: float, after_s: float
+) -> None:
+    def around(is_lost: bool) -> list[Showing]:
+        return [
+            Showing(0.0, before_s),
+            *(Showing(0.04 * number, None, is_lost) for number in range(1, count + 1)),
+            Showing(0.04 * (count + 1), 0.04 * (count + 1) + after_s),
+        ]
+
+    (stall_s,) = stalls_of(around(True), fps=25)
+    assert 0.04 * count - 1e-9 <= stall_s < 0.04 * count + 0.02
+    (at_the_end_s,) = stalls_of(around(True)[:-1], fps=25)
+    assert at_the_end_s >= 0.04 * count - 1e-9
+    if (count, before_s) == (1, 0.012):
+        assert stalls_of(around(False), fps=25) == [], "a late frame that is shown keeps its own rule"
+
+
 def test_a_freeze_is_an_interval_far_above_the_mean() -> None:
     assert freezes_of([0.04] * 50 + [0.5]) == [0.5]
     assert freezes_of([0.04] * 50 + [0.15]) == []

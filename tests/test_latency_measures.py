@@ -119,6 +119,25 @@ def test_held_and_dropped_frames_are_missed_and_stall() -> None:
     assert counts(recorded(frames))["frames_never_shown"] == 1
 
 
+def test_a_frame_that_is_lost_behind_a_late_one_is_a_stall_and_a_held_one_there_is_none() -> None:
+    frames = [Frame(i / FPS, i / FPS, i / FPS + 0.012 * (i == 49), "speech") for i in range(100)]
+    lost = [replace(one, shown_s=None) if one is frames[50] else one for one in frames]
+    assert figures(recorded(lost))["stalls"]["count"] == 1
+    held = [replace(one, kind="held") if one is frames[50] else one for one in frames]
+    assert figures(recorded(held))["stalls"]["count"] == 0
+
+
+@pytest.mark.parametrize("tremble_s", [0.0, 0.003, -0.003])
+def test_a_frame_that_is_lost_while_all_are_a_slot_late_is_one_stall_and_not_two(tremble_s: float) -> None:
+    """Its line says when it was due by the plan, which is before the frame ahead of it was shown."""
+    late = [Frame((i + 1) / FPS, i / FPS, (i + 1) / FPS + tremble_s * (i % 2), "speech") for i in range(100)]
+    assert figures(recorded(late))["stalls"]["count"] == 1, "the first"
+    for place in (50, 51):
+        lost = [replace(one, shown_s=None) if number == place else one for number, one in enumerate(late)]
+        found = figures(recorded(lost))["stalls"]
+        assert found["count"] == 2 and 80 - 1e-6 <= found["total_ms"] < 85, (place, found)
+
+
 def test_streams_are_kept_apart() -> None:
     lines = [*chunks_of(EVEN), *chunks_of([0.7] * 30, stream=1)]
     found = figures(recorded(lines, run=with_run(streams=2)))
