@@ -5,10 +5,11 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..runtime import LATENCIES, Stopped, VerificationError, load_speech
+from ..runtime import LATENCIES, EngineReport, Stopped, VerificationError, load_speech
 from ..runtime.options import OptionParser, add_session_options, session_arguments
 from ..runtime.printable import printable
 from .command_bench_compare import compare
@@ -18,6 +19,7 @@ from .command_bench_options import (
     compiling,
     count,
     end_line,
+    engines_said,
     say_to,
     seconds,
     whole_frames,
@@ -99,7 +101,8 @@ def _measure(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     check_folder(arguments.out, force=arguments.force)
     samples, asked = _what(arguments)
-    around = Surroundings(say=say_to(arguments))
+    engines: list[Mapping[str, EngineReport]] = []
+    around = Surroundings(say=say_to(arguments), on_engines=engines.append)
     runs = {"file": run_file, "multi": run_multi}
     stopped: Stopped | None = None
     with report_folder(arguments.out, force=arguments.force) as folder:
@@ -111,7 +114,7 @@ def _measure(argv: list[str]) -> int:
             stopped = asked_to_end
         report = write_reports(folder)
     end_line(arguments)
-    code = _tell(report, arguments)
+    code = _tell(report, arguments, ran=engines_said(engines[-1], arguments.device))
     if stopped is not None:
         raise stopped
     return code
@@ -144,14 +147,15 @@ def _what(arguments: argparse.Namespace) -> tuple[Samples, Asked]:
     return samples, asked
 
 
-def _tell(report: dict[str, Any], arguments: argparse.Namespace) -> int:
-    """Print the finding; return the exit code."""
+def _tell(report: dict[str, Any], arguments: argparse.Namespace, *, ran: str) -> int:
+    """Print the finding, and what ran on what; return the exit code."""
     validity = report["validity"]
     if arguments.json:
         print(json.dumps(report))
     else:
         print(printable(report["verdict"]["sentence"]))
         print(printable(f"{validity['status']}: {arguments.out / 'report.html'}"))
+        print(printable(ran))
     if validity["status"] == "invalid":
         why = "; ".join(validity["reasons"])
         print(printable(f"{PROGRAM}: the report is invalid: {why}"), file=sys.stderr)

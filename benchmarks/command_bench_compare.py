@@ -2,12 +2,13 @@
 """`edgereels bench compare`: two recipes of settings against each other."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
-from ..runtime import LATENCIES, load_speech
+from ..runtime import LATENCIES, EngineReport, load_speech
 from ..runtime.options import OptionParser, add_run_options
 from ..runtime.printable import printable
-from .command_bench_options import add_utterance_options, canvas, count, end_line, say_to, whole_frames
+from .command_bench_options import add_utterance_options, canvas, count, end_line, engines_said, say_to, whole_frames
 from .latency_compare import LEAST_PAIRS
 from .latency_pairs import VOID, read_recipe, run_compare
 from .latency_run import Surroundings
@@ -42,6 +43,7 @@ def compare(argv: list[str]) -> int:
     defaults = {name: getattr(arguments, name) for name in names} | {"canvas": canvas(arguments.canvas)}
     first, second = (read_recipe(text, defaults=defaults) for text in (arguments.first, arguments.second))
     samples = load_speech(arguments.audio)
+    engines: list[Mapping[str, EngineReport]] = []
     with report_folder(arguments.out, force=arguments.force) as folder:
         found = run_compare(
             first,
@@ -50,9 +52,12 @@ def compare(argv: list[str]) -> int:
             pairs=arguments.pairs,
             length_s=whole_frames(arguments.utterance),
             speed=arguments.push_speed,
-            around=Surroundings(say=say_to(arguments)),
+            around=Surroundings(say=say_to(arguments), on_engines=engines.append),
         )
         (folder / COMPARISON).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     end_line(arguments)
     print(json.dumps(found) if arguments.json else printable(found["sentence"]))
+    if not arguments.json:
+        for name, recipe, of_side in zip(("first", "second"), (first, second), engines, strict=True):
+            print(printable(f"{name}: {engines_said(of_side, recipe.session['device'])}"))
     return 1 if found["verdict"] == VOID else 0

@@ -4,8 +4,11 @@
 import argparse
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
+from ..runtime import EngineReport
+from ..runtime.report import engines_line
 from .latency_run import Say
 
 FRAME_S = 0.04
@@ -69,6 +72,11 @@ def compiling(arguments: argparse.Namespace) -> Any:
     """Return what shows how many graphs are compiled."""
     say = say_to(arguments)
     return lambda done, total, graph: say(f"compiled {done}/{total} graphs, now {graph}")
+
+
+def engines_said(engines: Mapping[str, EngineReport], device: str) -> str:
+    """Return what runs on what, and the device that was asked for, as the other verbs say it."""
+    return f"{engines_line(engines)}; asked for {device}"
 
 
 def end_line(arguments: argparse.Namespace) -> None:

@@ -59,6 +59,7 @@ def run_file(asked: Asked, samples: Samples, folder: Path, around: Surroundings)
             Turn(around.began_s, first.ready[0][0], "cold"),
             Turn(measured.called_s, measured.ready[0][0], "warm"),
         ]
+        around.on_engines(session.engine_reports)
         run = first_line(
             "file",
             session=session,

@@ -135,6 +135,7 @@ class Side:
         session = stack.enter_context(self._around.open_session(self.recipe.package, **self.recipe.session))
         live = stack.enter_context(session.live(**self.recipe.live, on_chunk=keep, on_event=recorder.on_event))
         self.engines = {graph: list(got) for graph, got in session.engines.items()}
+        self._around.on_engines(session.engine_reports)
         self._stage = Stage(live, recorder, clock, stop=threading.Event())
         return self
 

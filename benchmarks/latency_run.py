@@ -15,6 +15,7 @@ from ..runtime import (
     GRAPH_STAGES,
     AvatarSession,
     Clock,
+    EngineReport,
     MonotonicClock,
     Stopped,
     __version__,
@@ -85,6 +86,8 @@ class Surroundings:
     """Says what would be live where something was not; arguments as of `nearest_setting`."""
     say: Say = lambda _text: None
     """Shows progress."""
+    on_engines: Callable[[Mapping[str, EngineReport]], None] = lambda _engines: None
+    """Told of every session, once its engines are open, what was asked of them and what was got."""
     began_s: float = field(default_factory=process_began_s)
     """When the process began."""
 
@@ -153,6 +156,7 @@ def _stage(asked: Asked, session: Any, run: RunTo, *, stream: int, stop: threadi
 def _writing(asked: Asked, session: Any, stages: list[Stage], run: RunTo) -> Iterator[None]:
     """Write the trace while the body runs; seal it also when the process is asked to end."""
     latency = stages[0].live.latency
+    run.around.on_engines(session.engine_reports)
     line = first_line(
         asked.plan.scenario,
         session=session,

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from edgereels.benchmarks.machine_watch import MachineWatch
-from edgereels.runtime import GRAPH_STAGES, ChunkMade, Clock, Piece
+from edgereels.runtime import GRAPH_STAGES, ChunkMade, Clock, EngineReport, Piece
 
 from .virtual_clock import VirtualClock
 
@@ -202,7 +202,9 @@ class FakeSession:
         self._clock, self._work_s, self._fault = clock, work_s, fault or Fault()
         self.package = SimpleNamespace(digest="0" * 64)
         self.engine_reports = {
-            "dit": SimpleNamespace(asked="cpu", provider="OpenVINO CPU", precision="f32", subnetwork="dit")
+            "dit": EngineReport(
+                "dit", asked="cpu", library="openvino", provider="OpenVINO CPU", precision="f32", node_counts={}
+            )
         }
         self.engines = {"dit": ("OpenVINO CPU", "f32")}
 

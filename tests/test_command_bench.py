@@ -103,6 +103,7 @@ def test_a_live_run_exits_0_and_leaves_three_files(
     assert fake("--scenario", "paced", "--duration", 4, "--audio", audio, "--out", out) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("live at 25 fps on this machine with ")
+    assert captured.out.endswith("\neverything on OpenVINO (OpenVINO CPU, f32); asked for cpu\n")
     assert captured.err == "", "no progress where nobody watches"
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.json", "trace.jsonl"]
     assert bench("verify", out) == 0
@@ -214,10 +215,23 @@ def test_compare_writes_what_it_rests_on(
     out = tmp_path / "out"
     recipes = ["device=openvino:CPU", "device=onnxruntime:CPU"]
     assert fake("compare", *recipes, "--audio", audio, "--out", out, "--pairs", 2, "--utterance", 1) == 0
-    assert capsys.readouterr().out.startswith("too few pairs: 1.000×")
+    verdict, first, second = capsys.readouterr().out.splitlines()
+    assert verdict.startswith("too few pairs: 1.000×")
+    assert first == "first: everything on OpenVINO (OpenVINO CPU, f32); asked for openvino:CPU"
+    assert second == "second: everything on OpenVINO (OpenVINO CPU, f32); asked for onnxruntime:CPU"
     found = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
     assert (found["first"]["device"], found["second"]["device"]) == ("openvino:CPU", "onnxruntime:CPU")
     assert bench("verify", out) == 0
+
+
+def test_machines_read_a_report_or_a_comparison_and_nothing_else(
+    fake: Callable[..., int], audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake("--scenario", "paced", "--duration", 1, "--audio", audio, "--out", tmp_path / "one", "--json")
+    assert json.loads(capsys.readouterr().out)["format"] == "edgereels-latency-report/1"
+    sides = ["seed=1", "seed=2", "--pairs", 1, "--utterance", 1]
+    fake("compare", *sides, "--audio", audio, "--out", tmp_path / "two", "--json")
+    assert json.loads(capsys.readouterr().out)["format"] == "edgereels-latency-comparison/1"
 
 
 def test_a_recipe_that_is_none_exits_2(audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,7 +77,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "benchmarks": (public_names(), set()),
 }
 # How a verb reads its options and prints is the same in every room.
-VERB_PARTS = {"runtime.options", "runtime.printable"}
+VERB_PARTS = {"runtime.options", "runtime.printable", "runtime.report"}
 # The same work in other hands, each with its own library; PyTorch's modules come from the export room.
 PEERS: dict[str, tuple[set[str], set[str]]] = {
     "benchmarks/peer_torch.py": ({"export"}, {"torch"}),
