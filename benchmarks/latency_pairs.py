@@ -18,6 +18,7 @@ from .latency_compare import Comparison, Pair, judge, tail_difference, take_pair
 from .latency_recorder import Recorder
 from .latency_run import Surroundings
 from .latency_scenarios import Stage
+from .latency_validity import crowding, unread
 from .machine_watch import MachineWatch, environment
 from .paced_sound import Clip, Samples
 
@@ -27,7 +28,7 @@ LIVE_FIELDS = frozenset({"latency", "avatar", "canvas", "seed"})
 """Of a recipe: arguments of `AvatarSession.live`."""
 FIELDS = SESSION_FIELDS | LIVE_FIELDS | {"package"}
 VOID = "void"
-"""The verdict where a side did less than its recipe says."""
+"""The verdict where a side did less than its recipe says, or too much else ran."""
 TAILS = (90, 99)
 """Percentiles of a chunk's work that are compared, where there are chunks enough."""
 
@@ -182,10 +183,11 @@ def run_compare(
     found = judge(own, both)
     tails = [tail_difference(one.chunks, other.chunks, percentile=percentile) for percentile in TAILS]
     lowered = {"first": one.lowered, "second": other.lowered}
+    others = {"psi_before": before.psi, "steal_during": during.steal, "others_cpu_during": during.others_cpu}
     return {
         "format": "edgereels-latency-comparison/1",
-        "sentence": _sentence(found, lowered),
-        "verdict": _verdict(found, lowered),
+        "sentence": _sentence(found, lowered, others),
+        "verdict": _verdict(found, lowered, others),
         "figure": "seconds of work per second of video, one utterance, second over first",
         "first": one.recipe.settings(),
         "second": other.recipe.settings(),
@@ -196,11 +198,7 @@ def run_compare(
         "quality_lowered": lowered,
         "chunk_work_tails": [asdict(tail) for tail in tails if tail is not None],
         "utterance_s": length_s,
-        "contention": {
-            "psi_before": before.psi,
-            "steal_during": during.steal,
-            "others_cpu_during": during.others_cpu,
-        },
+        "contention": others,
         "environment": environment(),
         "version": __version__,
         "pairs_of_first_with_itself": [list(pair) for pair in own],
@@ -208,28 +206,39 @@ def run_compare(
     }
 
 
-def _verdict(found: Comparison, lowered: Mapping[str, int]) -> str:
-    return VOID if any(lowered.values()) else found.verdict
+def _verdict(found: Comparison, lowered: Mapping[str, int], others: Mapping[str, float | None]) -> str:
+    return VOID if _why_void(lowered, others) else found.verdict
 
 
-def _sentence(found: Comparison, lowered: Mapping[str, int]) -> str:
+def _sentence(found: Comparison, lowered: Mapping[str, int], others: Mapping[str, float | None]) -> str:
     """Say what was found, and whether it can be about the recipes at all."""
-    if not (times := sum(lowered.values())):
-        return found.sentence
-    return f"{found.sentence}; void, since quality was lowered (times: {times}) to keep up: compare on a quiet machine"
+    said = [found.sentence, *unread(others)]
+    if why := _why_void(lowered, others):
+        said.append(f"void, since {' and '.join(why)}: compare on a quiet machine")
+    return "; ".join(said)
+
+
+def _why_void(lowered: Mapping[str, int], others: Mapping[str, float | None]) -> list[str]:
+    """Return why it is no comparison of the recipes; a report is void beyond the same limits of what else ran."""
+    times = sum(lowered.values())
+    gave_up = [f"quality was lowered (times: {times}) to keep up"] if times else []
+    return [*gave_up, *crowding(others)]
 
 
 def verify_comparison(path: Path) -> int:
     """Judge the raw pairs of a comparison again; return how many there are.
 
     Raises:
-        VerificationError: the file is damaged, or its figures don't follow from its pairs.
+        VerificationError: the file is damaged or lacks what else ran, or its figures don't follow from its pairs.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
+        if "contention" not in report:
+            raise VerificationError(f"{path} doesn't say what else ran (contention); compare again with this edgereels")
         own, both = ([_pair(pair) for pair in report[name]] for name in ("pairs_of_first_with_itself", "pairs"))
         found = judge(own, both)
-        sentence, verdict = (say(found, report["quality_lowered"]) for say in (_sentence, _verdict))
+        besides = report["quality_lowered"], report["contention"]
+        sentence, verdict = (say(found, *besides) for say in (_sentence, _verdict))
         claimed = (report["sentence"], report["verdict"], report["noise"], report["ratio"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerificationError(f"{path} is no comparison that bench wrote ({error})") from error

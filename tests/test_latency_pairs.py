@@ -12,6 +12,7 @@ from edgereels.benchmarks import latency_pairs
 from edgereels.benchmarks.latency_compare import Pair
 from edgereels.benchmarks.latency_pairs import Recipe, Side, read_recipe, run_compare, verify_comparison
 from edgereels.benchmarks.latency_run import Surroundings
+from edgereels.benchmarks.latency_trace import Contention
 from edgereels.runtime import UsageError, VerificationError
 
 from .fake_session import FakeSession, QuietWatch, drive
@@ -127,6 +128,60 @@ def test_work_of_lowered_quality_is_no_work_of_the_recipe(tmp_path: Path, monkey
     path = tmp_path / "comparison.json"
     path.write_text(json.dumps({**found, "quality_lowered": {"first": 0, "second": 0}}), encoding="utf-8")
     with pytest.raises(VerificationError):
+        verify_comparison(path)
+
+
+class BusyWatch(QuietWatch):
+    """A machine on which others do something."""
+
+    psi, steal, others_cpu = 0.5, 0.1, 40.0
+
+    def contention(self, *, before: bool = False) -> Contention:
+        return Contention(0.0, self.psi if before else None, self.steal, self.others_cpu)
+
+
+@pytest.mark.parametrize(
+    ("ran", "reason"),
+    [
+        ({}, "40.0 % of processor time went to other processes (most: 5 %)"),
+        ({"others_cpu": 1.0, "psi": 60.0}, "60.0 % of the minute before the run processes waited for a processor"),
+        ({"others_cpu": 1.0, "steal": 2.0}, "2.0 % of processor time went to other machines on the host"),
+    ],
+    ids=["others", "pressure", "steal"],
+)
+def test_beside_too_much_else_there_is_no_comparison(
+    ran: dict[str, float], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Side, "open", lambda self, _stack: self)
+    monkeypatch.setattr(Side, "work", lambda self: 1.0)
+
+    def compared(**ran: float) -> dict[str, Any]:
+        around = Surroundings(clock=VirtualClock(), watch=type("Watch", (BusyWatch,), ran))
+        return run_compare(Recipe("a"), Recipe("b"), SPEECH, pairs=3, length_s=1.0, speed=5.0, around=around)
+
+    found, free = compared(**ran), compared(others_cpu=1.0)
+    assert found["verdict"] == "void" and f"; void, since {reason}" in found["sentence"]
+    assert free["verdict"] == "too few pairs" and "void" not in free["sentence"], "negative control"
+    path = tmp_path / "comparison.json"
+    path.write_text(json.dumps(found), encoding="utf-8")
+    assert verify_comparison(path) == 6
+    path.write_text(json.dumps({**found, "contention": free["contention"]}), encoding="utf-8")
+    with pytest.raises(VerificationError, match="void, since"):
+        verify_comparison(path)
+
+
+def test_a_comparison_that_does_not_say_what_else_ran_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Side, "open", lambda self, _stack: self)
+    monkeypatch.setattr(Side, "work", lambda self: 1.0)
+    around = Surroundings(clock=VirtualClock(), watch=QuietWatch)
+    found = run_compare(Recipe("a"), Recipe("b"), SPEECH, pairs=3, length_s=1.0, speed=5.0, around=around)
+    assert "nobody can tell whether the machine was free" in found["sentence"]
+    del found["contention"]
+    path = tmp_path / "comparison.json"
+    path.write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(VerificationError, match=r"doesn't say what else ran \(contention\); compare again"):
         verify_comparison(path)
 
 
