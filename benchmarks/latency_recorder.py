@@ -71,10 +71,6 @@ class Tally:
     """Made, warm-up included."""
     missed: int = 0
     """Of those, after the warm-up, ready after they were due."""
-    missing_frames: int = 0
-    """Held, or never shown."""
-    frames: int = 0
-    """Due."""
     work_s: float = 0.0
     """On all chunks."""
     media_s: float = 0.0
@@ -199,8 +195,6 @@ class Recorder:
             lost = 0 if self._last_slot is None else slot - self._last_slot - 1
             lost = lost if 0 < lost <= MOST_GAP_S * FPS else 0
             self._last_slot = slot
-            self.tally.frames += 1 + lost
-            self.tally.missing_frames += lost + (shown.kind == "held")
             expected = self._expected
             if shown.kind == "speech" and shown.utterance is not None:
                 is_first = expected is not None and shown.utterance > expected.after_utterance

@@ -25,7 +25,7 @@ from ..runtime import (
 from .latency_first_line import first_line
 from .latency_nearest import nearest_setting
 from .latency_recorder import SAMPLE_RATE, Recorder, TraceLog
-from .latency_report import NEAREST
+from .latency_report import NEAREST, report_of
 from .latency_scenarios import OWN_SETTINGS, Plan, Stage, attend, first_words, play
 from .latency_trace import Event, Line
 from .latency_trace_file import TraceWriter, read_trace
@@ -107,7 +107,7 @@ def run_live(asked: Asked, samples: Samples, folder: Path, around: Surroundings)
             stage = _run_turns(asked, session, samples, run)
         else:
             (stage,) = run_streams(asked, [session], samples, run)
-        found = nearest_of(asked, session, stage, around)
+        found = nearest_of(asked, session, stage, run)
     if found:
         add_lines(folder / TRACE, folder / TRACE, found)
 
@@ -228,10 +228,15 @@ def _run_turns(asked: Asked, session: Any, samples: Samples, run: RunTo) -> Stag
     return warm
 
 
-def nearest_of(asked: Asked, session: Any, stage: Stage, around: Surroundings) -> list[Event]:
-    """Return what would be live, where something was missed."""
-    tally, latency = stage.recorder.tally, stage.live.latency
-    if not (tally.missed or tally.lowered or tally.missing_frames):
+def was_live(trace: Path) -> bool | None:
+    """Return the verdict of a trace: whether the run was live; None where nothing was measured."""
+    return report_of(read_trace(trace))["verdict"]["live"]
+
+
+def nearest_of(asked: Asked, session: Any, stage: Stage, run: RunTo) -> list[Event]:
+    """Return what would be live, where the verdict of the trace is that this was not."""
+    around, latency = run.around, stage.live.latency
+    if was_live(run.path) is not False:
         return []
     around.say("looking for what would be live")
     setting = around.nearest(

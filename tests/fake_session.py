@@ -30,6 +30,8 @@ class Fault:
     """From this chunk on, half a second of sound is used that hasn't come."""
     fails_at: int | None = None
     """At this chunk the session ends itself."""
+    screen_s: float = 0.0
+    """Every frame is shown so long after it was due."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,8 @@ class FakeLive:
             elif turn.shown:
                 shown = {"kind": "held", "utterance": number, "index": turn.shown, "lateness_s": now_s - planned_s}
             break
-        return SimpleNamespace(media_s=slot / FPS, due_s=now_s, frames=PICTURE, **shown)
+        due_s = now_s - self._fault.screen_s
+        return SimpleNamespace(media_s=slot / FPS, due_s=due_s, frames=PICTURE, **shown)
 
 
 class FakeSession:

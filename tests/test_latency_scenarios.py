@@ -9,7 +9,7 @@ import pytest
 
 from edgereels.benchmarks import latency_scenarios
 from edgereels.benchmarks.latency_gaps import lacking
-from edgereels.benchmarks.latency_report import report_of
+from edgereels.benchmarks.latency_report import NEAREST, report_of
 from edgereels.benchmarks.latency_run import Asked, Surroundings, run_live
 from edgereels.benchmarks.latency_scenarios import NoAnswerError, Plan, Stage
 from edgereels.benchmarks.latency_streams import run_multi
@@ -80,6 +80,20 @@ def test_a_stall_of_two_seconds_appears_as_the_misses_and_the_lateness_that_it_c
     assert report["verdict"]["sentence"].endswith("nearest live setting: something slower")
 
 
+def test_what_would_be_live_is_sought_also_where_frames_were_only_shown_late(tmp_path: Path) -> None:
+    recorded, report = measure(tmp_path, Plan("paced", duration_s=4.0), fault=Fault(screen_s=0.045))
+    figures = report["figures"]
+    assert figures["misses"]["hits"] == 0 and not any(frame.kind == "held" for frame in recorded.frames)
+    assert figures["missed_frames"]["hits"] == figures["missed_frames"]["n"] > 50
+    assert report["verdict"]["sentence"].endswith("nearest live setting: something slower")
+
+
+def test_where_the_verdict_is_live_nothing_is_sought(tmp_path: Path) -> None:
+    recorded, report = measure(tmp_path, Plan("paced", duration_s=4.0))
+    assert report["verdict"]["live"] is True
+    assert not [event for event in recorded.events if event.name == NEAREST]
+
+
 def test_a_session_that_peeks_is_caught(tmp_path: Path) -> None:
     _recorded, report = measure(tmp_path, Plan("paced", duration_s=4.0), fault=Fault(peek_from=3))
     assert report["validity"]["status"] == "invalid"
@@ -139,6 +153,13 @@ def test_the_first_number_of_streams_that_misses_is_not_reported_as_live(tmp_pat
     (tried,) = [event.details["tried"] for event in recorded.events if event.name == "streams_tried"]
     assert len(tried) == 1 and tried[0]["missed"] > 0
     assert report["verdict"]["live"] is False
+
+
+def test_streams_whose_frames_are_only_shown_late_are_not_the_most_that_are_live(tmp_path: Path) -> None:
+    recorded, report = measure(tmp_path, Plan("multi", duration_s=3.0), fault=Fault(screen_s=0.045))
+    (tried,) = [event.details["tried"] for event in recorded.events if event.name == "streams_tried"]
+    assert [(one["streams"], one["missed"], one["live"]) for one in tried] == [(1, 0, False)]
+    assert report["verdict"]["sentence"].endswith("nearest live setting: something slower")
 
 
 def test_a_session_that_fails_leaves_a_whole_trace_that_says_so(tmp_path: Path) -> None:
