@@ -19,7 +19,6 @@ from .latency_recorder import FPS, SAMPLE_RATE
 from .latency_run import Asked, Surroundings
 from .latency_trace import Chunk, Turn
 from .latency_trace_file import TraceWriter
-from .machine_watch import environment
 from .paced_sound import Samples
 from .report_folder import TRACE
 
@@ -65,7 +64,7 @@ def run_file(asked: Asked, samples: Samples, folder: Path, around: Surroundings)
             session=session,
             compute=asked.session.get("compute", "auto"),
             settings=asked.settings(),
-            environment=environment(),
+            environment=around.environment(),
             graph_stages=list(GRAPH_STAGES),
             clock=around.clock_kind,
             started_utc=datetime.now(UTC).isoformat(timespec="seconds"),

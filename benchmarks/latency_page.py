@@ -191,4 +191,6 @@ def _n(value: float) -> str:
 
 def _foot(report: dict[str, Any]) -> str:
     rest = {name: report[name] for name in ("run", "subject", "environment", "contention", "counts", "trace_sha256")}
-    return f"<h2>What ran, where</h2><pre>{escape(json.dumps(rest, indent=1, ensure_ascii=False))}</pre>"
+    version, build = report["run"]["version"], report["environment"].get("build", "not recorded")
+    told = f"<p>edgereels {escape(str(version))}, build {escape(str(build))}</p>"
+    return f"<h2>What ran, where</h2>{told}<pre>{escape(json.dumps(rest, indent=1, ensure_ascii=False))}</pre>"

@@ -19,7 +19,7 @@ from .latency_recorder import Recorder
 from .latency_run import Surroundings
 from .latency_scenarios import Stage
 from .latency_validity import crowding, unread
-from .machine_watch import MachineWatch, environment
+from .machine_watch import MachineWatch
 from .paced_sound import Clip, Samples
 
 SESSION_FIELDS = frozenset({"device", "threads", "compute"})
@@ -199,7 +199,7 @@ def run_compare(
         "chunk_work_tails": [asdict(tail) for tail in tails if tail is not None],
         "utterance_s": length_s,
         "contention": others,
-        "environment": environment(),
+        "environment": around.environment(),
         "version": __version__,
         "pairs_of_first_with_itself": [list(pair) for pair in own],
         "pairs": [list(pair) for pair in both],

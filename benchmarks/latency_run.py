@@ -22,6 +22,7 @@ from ..runtime import (
     old_objects_left_alone,
     to_callback,
 )
+from .build_digest import build_digest
 from .latency_first_line import first_line
 from .latency_nearest import nearest_setting
 from .latency_recorder import SAMPLE_RATE, Recorder, TraceLog
@@ -90,6 +91,12 @@ class Surroundings:
     """Told of every session, once its engines are open, what was asked of them and what was got."""
     began_s: float = field(default_factory=process_began_s)
     """When the process began."""
+    build: str = field(default_factory=build_digest)
+    """Which build measures: read before anything runs."""
+
+    def environment(self) -> dict[str, Any]:
+        """Return what a report says of the machine and of this build."""
+        return environment() | {"build": self.build}
 
 
 def run_live(asked: Asked, samples: Samples, folder: Path, around: Surroundings) -> None:
@@ -162,7 +169,7 @@ def _writing(asked: Asked, session: Any, stages: list[Stage], run: RunTo) -> Ite
         session=session,
         compute=asked.session.get("compute", "auto"),
         settings=asked.settings() | {name: getattr(latency, name) for name in _field_names(latency)},
-        environment=environment(),
+        environment=run.around.environment(),
         graph_stages=list(GRAPH_STAGES),
         clock=run.around.clock_kind,
         started_utc=datetime.now(UTC).isoformat(timespec="seconds"),

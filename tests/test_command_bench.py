@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgereels.benchmarks import command_bench, command_bench_compare, latency_run
+from edgereels.benchmarks.build_digest import build_digest
 from edgereels.benchmarks.latency_scenarios import Plan
 from edgereels.runtime import AvatarSession, Stopped, cli
 
@@ -106,6 +107,9 @@ def test_a_live_run_exits_0_and_leaves_three_files(
     assert captured.out.endswith("\neverything on OpenVINO (OpenVINO CPU, f32); asked for cpu\n")
     assert captured.err == "", "no progress where nobody watches"
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.json", "trace.jsonl"]
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["environment"]["build"] == build_digest()
+    assert f"edgereels {report['run']['version']}, build {build_digest()}" in (out / "report.html").read_text("utf-8")
     assert bench("verify", out) == 0
     assert "follow from its trace" in capsys.readouterr().out
 
@@ -221,6 +225,7 @@ def test_compare_writes_what_it_rests_on(
     assert second == "second: everything on OpenVINO (OpenVINO CPU, f32); asked for onnxruntime:CPU"
     found = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
     assert (found["first"]["device"], found["second"]["device"]) == ("openvino:CPU", "onnxruntime:CPU")
+    assert found["environment"]["build"] == build_digest()
     assert bench("verify", out) == 0
 
 

@@ -98,5 +98,6 @@ def test_a_file_is_measured_warm_and_told_as_what_it_took(tmp_path: Path, writes
     assert report["counts"]["chunks"] == 12, "the warm-up is not in it"
     assert report["figures"]["first_frame_ms"]["cold"]["n"] == report["figures"]["first_frame_ms"]["warm"]["n"] == 1
     assert "latency" not in report["run"]["settings"]
+    assert report["environment"]["build"] == around.build
     assert report["run"]["settings"]["duration_s"] is None
     assert SimpleNamespace(**report["figures"]).unaccounted_share < 0.02

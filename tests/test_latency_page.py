@@ -33,6 +33,10 @@ def test_the_verdict_comes_first(whole: str) -> None:
     assert "too short" in body
 
 
+def test_a_trace_of_before_builds_were_told_apart_says_so(whole: str) -> None:
+    assert "edgereels 0.1.0, build not recorded" in whole
+
+
 def test_nothing_is_fetched_and_nothing_runs(whole: str) -> None:
     assert not re.findall(r"<script|<link|<img|@import|url\(|src=|href=", whole)
     assert set(re.findall(r"https?://[^\"' ]+", whole)) == {"http://www.w3.org/2000/svg"}
