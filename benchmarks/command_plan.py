@@ -290,7 +290,7 @@ def as_text(plan: Plan) -> Iterator[str]:
     yield ""
     yield from _table(plan)
     yield ""
-    yield "real-time factor, and what of the time is to spare; * measured, the rest follows from operations"
+    yield "real-time factor, and what of the time is to spare; * ran with these steps, the rest follows from operations"
     for setting in calibration.left_out:
         yield f"not measured for lack of time (--seconds): {setting}"
     yield _stages_line(plan.wanted)

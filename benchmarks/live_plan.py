@@ -200,7 +200,7 @@ class Prediction:
     stages_s: Mapping[str, float]
     """Seconds of one window, by stage."""
     is_measured: bool
-    """Whether exactly this size and window was measured; else its costs follow from its operations."""
+    """Whether exactly this size, window and number of steps ran; else its costs follow from its operations."""
 
     @property
     def cost_s(self) -> float:

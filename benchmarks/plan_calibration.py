@@ -43,7 +43,7 @@ class Point:
     """What was measured at one size and window."""
 
     setting: Setting
-    """Which; its steps are those that ran."""
+    """Which; also its steps are those that ran."""
     windows_s: tuple[float, ...]
     """What each window took, canvas left out."""
 
@@ -66,9 +66,8 @@ class Calibration:
     """Of the processors' time, what went to other processes and other machines on the host meanwhile; None: unknown."""
 
     def is_measured(self, setting: Setting) -> bool:
-        """Tell whether this size and window was a point."""
-        where = setting.height, setting.width, setting.window
-        return any((point.setting.height, point.setting.width, point.setting.window) == where for point in self.points)
+        """Tell whether exactly this setting ran; with other steps its costs follow from those that did."""
+        return any(point.setting == setting for point in self.points)
 
 
 # ── Measuring ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -53,6 +53,23 @@ def test_a_plan_for_machines_says_what_it_comes_from(package: Path, capsys: pyte
         assert one["live"] == (one["real_time_factor"] <= 1)
 
 
+def test_a_star_stands_at_what_ran_and_not_at_other_steps_of_it(
+    package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(package), *QUICK, "--steps", "2", "--seconds", "60"]
+    assert main([*arguments, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    names = ("size", "window", "motion", "drop", "steps")
+    ran = [[point[name] for name in names] for point in plan["calibration"]["points"]]
+    starred = [[one[name] for name in names] for one in plan["settings"] if one["is_measured"]]
+    assert sorted(starred) == sorted(ran) and {one[-1] for one in ran} == {1}
+    assert {one["steps"] for one in plan["settings"]} == {1, 2}
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.count("* ") == len(ran) + 1, "one in the legend"
+    assert "; * ran with these steps, the rest follows from operations" in said
+
+
 @pytest.mark.parametrize("others", [None, 1.0, 40.0])
 def test_a_machine_that_was_busy_is_told_of(
     others: float | None, package: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

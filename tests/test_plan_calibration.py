@@ -3,6 +3,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,7 @@ def test_without_time_the_first_point_alone_is_measured(session: AvatarSession) 
     assert found.left_out == tuple(SETTINGS[1:])
     assert len(found.points[0].windows_s) == 1
     assert found.is_measured(SETTINGS[0]) and not found.is_measured(SETTINGS[1])
+    assert not found.is_measured(replace(SETTINGS[0], steps=2)), "this size and window, with steps that did not run"
     assert "audio_encode" in curves_of(found.samples, operations=CallOperations(session.package))
 
 
