@@ -33,7 +33,7 @@ LEAST_SPAN_S = 600.0
 LEAST_CHUNKS = LEAST_TURNS = 64
 """The count that carries a p90."""
 TOLERANCE_S = 1e-3
-"""By which a block's time stamp may lie before its schedule: clocks are read, not obeyed."""
+"""By which a block's time stamp may lie before its schedule, or a stage below nothing: clocks are read, not obeyed."""
 VOIDING_EVENTS = {
     "nonfinite_latent": "a latent held NaN or infinity",
     "throttled": "the processor was throttled",
@@ -97,6 +97,8 @@ def _voids(recorded: Recorded) -> Iterator[str]:
         worst = max(map(unaccounted, chunks))
         most = f"most: {MOST_UNACCOUNTED:.0%}"
         yield f"work and waits of {len(off)} chunks miss their length, by up to {worst:.1%} ({most})"
+    if doubled := [chunk.index for chunk in chunks if min(chunk.stages.values(), default=0.0) < -TOLERANCE_S]:
+        yield f"a stage of {len(doubled)} chunks took less than no time, so something was counted twice or elsewhere"
     if odd := [chunk.index for chunk in chunks if not are_sound(chunk)]:
         yield f"the pieces of {len(odd)} chunks don't make up the chunk; the first: chunk {odd[0]}"
     if peeking := peeks(recorded):

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 
 from .audio import SAMPLE_RATE
-from .canvas import Canvas
 from .clock import Clock, read_together
+from .composer import AHEAD, Composer
 from .live_outputs import OpenOutput
 from .live_reports import ShownMedia
 from .playout import Playout
@@ -29,7 +29,7 @@ MOST_BEHIND_S = 2.0
 """Who is further behind than this goes on from now; the machine was asleep."""
 
 DRAWING_S = 0.005
-"""So long before it is due a frame is handed out: composing and drawing it take that long."""
+"""So long before it is due a frame is handed out: drawing it takes that long."""
 
 _SHORTEST_S = 0.002
 
@@ -45,7 +45,7 @@ class Player:
         *,
         clock: Clock,
         fps: int,
-        canvas: Canvas | None,
+        composer: Composer | None,
         on_tick: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare.
@@ -56,11 +56,11 @@ class Player:
             outputs: get every frame.
             clock: for readings.
             fps: slots per second.
-            canvas: what frames are shown in.
+            composer: lays frames into what they are shown in, if that is anything.
             on_tick: called about once a frame.
         """
         self._playout, self._sound_clock, self._outputs = playout, sound_clock, outputs
-        self._clock, self._fps, self._canvas, self._on_tick = clock, fps, canvas, on_tick
+        self._clock, self._fps, self._composer, self._on_tick = clock, fps, composer, on_tick
         self._stopping = threading.Event()
         self._feeding = threading.Lock()  # an interruption must not come between reading sound and handing it over
         self.is_resting = True
@@ -105,9 +105,12 @@ class Player:
     def _show(self, slot: int, *, due_s: float) -> None:
         shown = self._playout.at(slot / self._fps)
         self.is_resting = shown.kind == "rest"
-        media = ShownMedia(shown, due_s, self._canvas)
+        media = ShownMedia(shown, due_s, self._composer)
         for output in self._outputs:
             output.put(media)
+        if self._composer is not None and self._outputs:
+            next_ones = self._playout.ahead((slot + 1 + AHEAD) / self._fps, AHEAD)
+            self._composer.prepare([each.frame for each in next_ones])
 
     def _feed(self) -> None:
         """Hand a device its sound, if there is one; what it has passed already is not played any more."""

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from .canvas import Canvas
+from .composer import Composer
 from .playout_types import Kind, Shown
 
 GRAPH_STAGES = ("audio_encode", "image_encode", "vae_encode", "dit", "vae_decode", "finish")
@@ -57,7 +57,7 @@ class ChunkMade:
     """Absolute index, at 16 kHz, behind the last sample of the stream's sound that it heard."""
     stages: Mapping[str, float]
     """Seconds by name, each measured by itself: those of `GRAPH_STAGES` that ran, `between` for the arithmetic before
-    and between them, `hand_on` for giving frames to the playout. Nobody measured what they leave of ready_s - start_s."""
+    and between them, `hand_on` for giving frames to the playout. What is left of ready_s - start_s nobody measured."""
     waits: Mapping[str, float]
     """Seconds between audio_ready_s and start_s, by name: `queue`."""
     missed: bool
@@ -72,14 +72,13 @@ class ShownMedia:
     """As the playout chose it."""
     due_s: float
     """Clock reading when it was to be on."""
-    canvas: Canvas | None
-    """What it is shown in."""
+    composer: Composer | None
+    """Lays it into what it is shown in, if that is anything."""
 
     @cached_property
     def frames(self) -> npt.NDArray[np.uint8]:
-        """Shape (1, H, W, 3), RGB; composed when first asked for, by who asks. Not to be written to."""
-        frame = self.shown.frame[None]
-        return frame if self.canvas is None else self.canvas.compose(frame)
+        """Shape (1, H, W, 3), RGB; composed before it is due, or else by who asks first. Not to be written to."""
+        return self.shown.frame[None] if self.composer is None else self.composer.compose(self.shown.frame)
 
     @property
     def sound(self) -> npt.NDArray[np.float32]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from .audio import SAMPLE_RATE
 from .clock import Clock
+from .composer import Composer
 from .giving_up import GivingUp, QualityLevel
 from .live_ears import LiveEars
 from .live_face import LiveFace
@@ -35,12 +36,13 @@ from .sources import Source
 
 OnEvent = Callable[[dict[str, Any]], None]
 
-LEAST_ALLOWANCE_S = 0.28
-"""Set aside for making the first chunk of an utterance, at least: what the chunks after it may be late by as well."""
+LEAST_ALLOWANCE_S, LEAST_FACTOR = 0.28, 1.4
+"""Set aside for making the first chunk of an utterance, at least, and what the chunks after it may be late by as well;
+enough where it is so many times what a window needs before its first frame is on."""
 
 ALLOWANCE_FACTOR = 2.0
-"""Times what a window needs before its first frame is on: a machine that does other things may take longer. With 1.75
-one of 624 chunks was 9 ms late where two cores without AVX-512 worked at 0.69 of real time."""
+"""Times what a window needs is set aside where it is not. With 1.75 one of 624 chunks was 9 ms late where two cores
+without AVX-512 worked at 0.69 of real time."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,14 @@ class LiveRunning:
         self.generator = Generator(self._parts(room, face, options, state=state, fps=wanted.fps), face)
         """Makes frames."""
         self._outputs = [OpenOutput(output, wanted, on_event=options.on_event) for output in options.outputs]
+        self._composer = None if canvas is None else Composer(canvas)
         self.player = Player(
             self.playout,
             self.sound_clock,
             self._outputs,
             clock=clock,
             fps=wanted.fps,
-            canvas=canvas,
+            composer=self._composer,
             on_tick=self.generator.watch,
         )
         """Shows frames."""
@@ -148,6 +151,8 @@ class LiveRunning:
                 stack.callback(lambda each=thread: _join(each, left_s()))
             if self._threads:
                 stack.callback(self.sound_clock.__exit__, None, None, None)
+            if self._composer is not None:
+                stack.callback(self._composer.close)
             for output in sorted(self._is_open, key=lambda each: not each.output.drain, reverse=True):
                 stack.callback(lambda each=output: each.stop(timeout_s=left_s()))
             for output in self._is_open:
@@ -197,12 +202,17 @@ def _cost(face: LiveFace, settings: LiveSettings) -> float:
     return face.costs[settings].whole_s / settings.chunk_frames
 
 
+def allowance_s(head_start_s: float) -> float:
+    """Return what is set aside for a window that is to be begun so long before its first frame is on."""
+    is_enough = LEAST_FACTOR * head_start_s <= LEAST_ALLOWANCE_S
+    return LEAST_ALLOWANCE_S if is_enough else ALLOWANCE_FACTOR * head_start_s
+
+
 def _latency(room: LiveRoom, face: LiveFace, *, fps: int) -> LiveLatency:
     settings = room.settings[0]
-    compute_s = max(LEAST_ALLOWANCE_S, ALLOWANCE_FACTOR * face.costs[settings].head_start_s)
     return LiveLatency(
         look_ahead_s=settings.first_frame_s,
-        allowance_s=math.ceil(compute_s * fps - 1e-6) / fps,
+        allowance_s=math.ceil(allowance_s(face.costs[settings].head_start_s) * fps - 1e-6) / fps,
         window=settings.window,
         steps=settings.steps,
         chunk_frames=settings.chunk_frames,

@@ -77,7 +77,7 @@ def player_with(
         for output in outputs:
             output.start()
             stack.callback(output.stop, timeout_s=2)
-        player = Player(playout, speakers, outputs, clock=MonotonicClock(), fps=FPS, canvas=None)
+        player = Player(playout, speakers, outputs, clock=MonotonicClock(), fps=FPS, composer=None)
         thread = threading.Thread(target=player.run)
         thread.start()
         stack.callback(thread.join)

@@ -34,6 +34,11 @@ VOIDS: dict[str, tuple[Run, Callable[[list[Any]], list[Any]], str]] = {
         each(Chunk, waits={"queue": 0.1}),
         "work and waits of 758 chunks miss their length, by up to 25",
     ),
+    "time counted twice": (
+        RUN,
+        each(Chunk, stages={"dit": 0.4 + 0.3, "between": -0.3}),
+        "a stage of 758 chunks took less than no time",
+    ),
     "peeking": (RUN, each(Chunk, needed_sound_s=1e6), "made from sound that had not arrived"),
     "sound said to have been there": (RUN, each(Chunk, audio_ready_s=0.0), "made from sound that had not arrived"),
     "begun too early": (RUN, each(Chunk, audio_ready_s=1e6), "made from sound that had not arrived"),
