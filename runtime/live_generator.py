@@ -5,6 +5,7 @@ A *turn* is what the face does between two rests: an utterance and the way back 
 back alone where an utterance was cut off.
 """
 
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ class _Turn:
     """Samples of the utterance that were heard."""
     settings: LiveSettings | None = None
     """Of the last chunk."""
+    allowance_s: float = 0.0
+    """What was set aside for making it."""
 
 
 class Generator:
@@ -193,11 +196,11 @@ class Generator:
     def _chunk(self, turn: _Turn, settings: LiveSettings, needed_sample: int | None, *, is_last: bool) -> None:
         """Make one chunk of a turn; hand its pieces over as soon as they are there."""
         parts, stages = self._parts, LiveStages(self._parts.clock, self._parts.graphs_s)
-        start_s, pieces, missed = self._now_s, list[Piece](), False
+        start_s, pieces, missed, is_first = self._now_s, list[Piece](), False, turn.due_s is None
         intended_s, audio_ready_s = (start_s, start_s) if needed_sample is None else parts.ears.arrival(needed_sample)
         with stages.around("between"):
             due_s = self._plan(turn, settings, audio_ready_s)
-        first_frame, faults = self._actor.made, self._faults.count
+        first_frame, faults, spare_s = self._actor.made, self._faults.count, math.inf
         made = self._frames(settings, is_last=is_last)
         while True:
             with stages.around("between"):
@@ -210,13 +213,16 @@ class Generator:
                 ends = is_last and not self._actor.owed
                 placed = self._hand_on(turn, frames, ends=ends, audio_ready_s=audio_ready_s)
             missed = missed or placed.waited_s > 0
+            spare_s = min(spare_s, due_s + sum(piece.frames for piece in pieces) / 25 - self._now_s)
             pieces.append(Piece(len(frames), self._now_s))
         if not pieces:
             return
         count, ready_s = sum(piece.frames for piece in pieces), pieces[-1].ready_s
         if self._faults.count == faults:  # what follows a fault says nothing of the quality
-            in_time = intended_s + parts.allowance_s < due_s + 1 / 25  # the sound, for a chunk that is made in time
-            self._judge(ready_s - start_s, media_s=count / 25, missed=missed and in_time)
+            in_time = intended_s + turn.allowance_s < due_s + 1 / 25  # the sound, for a chunk that is made in time
+            if is_first and in_time:
+                parts.allowance.observe(settings, spare_s=spare_s, now_s=self._now_s)
+            self._judge(ready_s - start_s, media_s=count / 25, missed=missed and in_time and not is_first)
         if parts.on_chunk is not None:
             parts.on_chunk(
                 ChunkMade(
@@ -244,11 +250,14 @@ class Generator:
         """Decide when the turn's next chunk is to be on, and return the clock's reading then."""
         parts = self._parts
         position_s, now_s = read_together(parts.position_s, parts.clock)
+        allowance_s = parts.allowance.of(settings)
         if turn.due_s is None:
-            turn.due_s = self._begin_at(turn, position_s - (now_s - audio_ready_s) + parts.allowance_s)
-        elif settings != turn.settings and turn.settings is not None:  # a longer window has to wait for more sound
-            turn.due_s += max(0.0, settings.first_frame_s - turn.settings.first_frame_s)
-        turn.settings = settings
+            turn.due_s = self._begin_at(turn, position_s - (now_s - audio_ready_s) + allowance_s)
+        elif settings != turn.settings and turn.settings is not None:  # a longer window waits for more sound, and works
+            longer_s = settings.first_frame_s - turn.settings.first_frame_s + allowance_s - turn.allowance_s
+            turn.due_s += max(0.0, longer_s)
+        if settings != turn.settings:
+            turn.settings, turn.allowance_s = settings, allowance_s
         return now_s + turn.due_s + parts.playout.moved_s - position_s
 
     def _hand_on(self, turn: _Turn, frames: Pixels, *, ends: bool, audio_ready_s: float) -> Placed:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .allowance import Allowance
 from .clock import Clock
 from .giving_up import GivingUp
 from .live_ears import LiveEars
@@ -31,7 +32,7 @@ class GeneratorParts:
     """Media time that is on now."""
     clock: Clock
     """The one clock."""
-    allowance_s: float
+    allowance: Allowance
     """Between the arrival of the last sound that an utterance's first chunk needs, and when that chunk is due."""
     qualities: tuple[LiveSettings, ...]
     """What `giving_up` chooses from, by its index."""

@@ -7,13 +7,13 @@
                             (windows)     (media time)  └──────▶ speakers, whose clock is the master
 """
 
-import math
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .allowance import Allowance
 from .audio import SAMPLE_RATE
 from .clock import Clock
 from .composer import Composer
@@ -35,14 +35,6 @@ from .sound_device import open_clock
 from .sources import Source
 
 OnEvent = Callable[[dict[str, Any]], None]
-
-LEAST_ALLOWANCE_S, LEAST_FACTOR = 0.28, 1.4
-"""Set aside for making the first chunk of an utterance, at least, and what the chunks after it may be late by as well;
-enough where it is so many times what a window needs before its first frame is on."""
-
-ALLOWANCE_FACTOR = 2.0
-"""Times what a window needs is set aside where it is not. With 1.75 one of 624 chunks was 9 ms late where two cores
-without AVX-512 worked at 0.69 of real time."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +67,10 @@ class LiveRunning:
         self._on_event = options.on_event
         face = room.open()
         wanted, canvas = room.shown_as(face)
-        self.latency = _latency(room, face, fps=wanted.fps)
+        allowance = Allowance(
+            {each: cost.head_start_s for each, cost in face.costs.items()}, fps=wanted.fps, on_event=options.on_event
+        )
+        self.latency = _latency(room.settings[0], allowance)
         """What a viewer waits for."""
 
         def tell(event: dict[str, Any]) -> None:
@@ -88,7 +83,9 @@ class LiveRunning:
         """The master clock."""
         self.ears = LiveEars(ends=options.ends, now_s=clock.now_s, on_event=options.on_event)
         """Where sound arrives."""
-        self.generator = Generator(self._parts(room, face, options, state=state, fps=wanted.fps), face)
+        self.generator = Generator(
+            self._parts(room, face, options, state=state, allowance=allowance, fps=wanted.fps), face
+        )
         """Makes frames."""
         self._outputs = [OpenOutput(output, wanted, on_event=options.on_event) for output in options.outputs]
         self._composer = None if canvas is None else Composer(canvas)
@@ -168,7 +165,14 @@ class LiveRunning:
         return any(thread.is_alive() for thread in self._threads[1:])
 
     def _parts(
-        self, room: LiveRoom, face: LiveFace, options: LiveOptions, *, state: LiveState, fps: int
+        self,
+        room: LiveRoom,
+        face: LiveFace,
+        options: LiveOptions,
+        *,
+        state: LiveState,
+        allowance: Allowance,
+        fps: int,
     ) -> GeneratorParts:
         kept = [room.settings[0]]
         for settings in room.settings[1:]:  # what is no cheaper on this machine is no way out
@@ -181,7 +185,7 @@ class LiveRunning:
             playout=self.playout,
             position_s=self.sound_clock.position_s,
             clock=self._clock,
-            allowance_s=self.latency.allowance_s,
+            allowance=allowance,
             qualities=tuple(kept),
             giving_up=GivingUp(levels, on_event=options.on_event),
             graphs_s=room.graphs_s,
@@ -202,17 +206,10 @@ def _cost(face: LiveFace, settings: LiveSettings) -> float:
     return face.costs[settings].whole_s / settings.chunk_frames
 
 
-def allowance_s(head_start_s: float) -> float:
-    """Return what is set aside for a window that is to be begun so long before its first frame is on."""
-    is_enough = LEAST_FACTOR * head_start_s <= LEAST_ALLOWANCE_S
-    return LEAST_ALLOWANCE_S if is_enough else ALLOWANCE_FACTOR * head_start_s
-
-
-def _latency(room: LiveRoom, face: LiveFace, *, fps: int) -> LiveLatency:
-    settings = room.settings[0]
+def _latency(settings: LiveSettings, allowance: Allowance) -> LiveLatency:
     return LiveLatency(
         look_ahead_s=settings.first_frame_s,
-        allowance_s=math.ceil(allowance_s(face.costs[settings].head_start_s) * fps - 1e-6) / fps,
+        allowance_s=allowance.of(settings),
         window=settings.window,
         steps=settings.steps,
         chunk_frames=settings.chunk_frames,

@@ -149,6 +149,22 @@ def test_time_that_nobody_measures_belongs_to_no_stage(monkeypatch: pytest.Monke
         assert sum(chunk.stages.values()) <= chunk.ready_s - chunk.start_s - 0.05 * len(chunk.pieces) + 1e-3
 
 
+@pytest.mark.slow
+def test_first_frames_that_are_late_get_more_time_and_cost_no_quality() -> None:
+    room, events = FakeRoom(), list[dict[str, Any]]()
+    late: list[int] = []
+    with open_live(room, Viewer(), on_event=events.append) as live:
+        for needs_s in (0.34, 0.42, 0.42):
+            room.plan[room.windows_made] = needs_s
+            live.push(bursts([1], count=20))
+            live.end_utterance()
+            assert live.wait_idle(10)
+            late.append(live.counts.late_chunks)
+    assert late == [1, 2, 2]
+    codes = [event["code"] for event in events]
+    assert codes.count("S_ALLOWANCE") == 2 and "S_QUALITY" not in codes and "S_TOO_SLOW" not in codes
+
+
 # ── Pieces ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgereels.runtime import AvatarSession, MonotonicClock, SoundBlock
+from edgereels.runtime.allowance import Allowance
 from edgereels.runtime.giving_up import GivingUp, QualityLevel
 from edgereels.runtime.live_chunk import LiveChunk
 from edgereels.runtime.live_ears import LiveEars
@@ -83,7 +84,7 @@ def _stream(
         playout=shown,  # type: ignore[arg-type]  # what of a playout the generator asks for
         position_s=lambda: 0.0,
         clock=clock,
-        allowance_s=0.0,
+        allowance=Allowance({settings: 0.0}, fps=25),
         qualities=(settings,),
         giving_up=GivingUp([QualityLevel(settings.steps, settings.window, 25.0, 1.0)]),
         graphs_s=room.graphs_s,
