@@ -104,7 +104,7 @@ class GivingUp:
         """How the next chunk is to be made."""
         return self._levels[self.index]
 
-    def observe(self, *, cost_s: float, media_s: float, missed: bool, now_s: float) -> bool:
+    def observe(self, *, cost_s: float, media_s: float, missed: bool, now_s: float, spare_s: float = 0.0) -> bool:
         """Take note of a chunk that was made at the present level; a late one of an earlier level is not to be told.
 
         Args:
@@ -112,6 +112,8 @@ class GivingUp:
             media_s: how long it lasts.
             missed: whether it came too late, by itself (`Placed.waited_s`).
             now_s: clock reading.
+            spare_s: how long before it was due it was there. Where that is more than it lasts, speech came faster than
+                it is spoken, and what one slow moment costs can be worked off: no reason to give up anything.
 
         Returns:
             Whether the level has changed.
@@ -120,19 +122,19 @@ class GivingUp:
         self._loads.append(load)
         if missed:
             self._misses_s.append(now_s)
-        reason = self._too_dear(now_s)
+        reason = self._too_dear(now_s, is_near=spare_s < media_s)
         if reason is not None:
             return self._down(reason, now_s)
-        if self.is_too_slow and len(self._loads) == JUDGED_CHUNKS:
+        if self.is_too_slow and len(self._loads) == JUDGED_CHUNKS and median(self._loads) <= BUDGET:
             self.is_too_slow = False
             self._tell("quality_enough", "S_FAST_ENOUGH", now_s, "median")
         return self._perhaps_up(now_s)
 
-    def _too_dear(self, now_s: float) -> str | None:
-        """Return what says that the level costs too much, or None."""
+    def _too_dear(self, now_s: float, *, is_near: bool) -> str | None:
+        """Return what says that the level costs too much, or None; `is_near`: whether a miss is."""
         if len(self._misses_s) == 2 and now_s - self._misses_s[0] <= QUIET_S:
             return "misses"
-        if len(self._loads) == JUDGED_CHUNKS and median(self._loads) > BUDGET:
+        if is_near and len(self._loads) == JUDGED_CHUNKS and median(self._loads) > BUDGET:
             return "median"
         return None
 

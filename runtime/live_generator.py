@@ -222,7 +222,8 @@ class Generator:
             in_time = intended_s + turn.allowance_s < due_s + 1 / 25  # the sound, for a chunk that is made in time
             if is_first and in_time:
                 parts.allowance.observe(settings, spare_s=spare_s, now_s=self._now_s)
-            self._judge(ready_s - start_s, media_s=count / 25, missed=missed and in_time and not is_first)
+            missed_by_itself = missed and in_time and not is_first
+            self._judge(ready_s - start_s, media_s=count / 25, missed=missed_by_itself, spare_s=spare_s)
         if parts.on_chunk is not None:
             parts.on_chunk(
                 ChunkMade(
@@ -293,9 +294,9 @@ class Generator:
         finally:
             self._window_since_s = None
 
-    def _judge(self, cost_s: float, *, media_s: float, missed: bool) -> None:
+    def _judge(self, cost_s: float, *, media_s: float, missed: bool, spare_s: float) -> None:
         giving_up, state = self._parts.giving_up, self._parts.state
-        giving_up.observe(cost_s=cost_s, media_s=media_s, missed=missed, now_s=self._now_s)
+        giving_up.observe(cost_s=cost_s, media_s=media_s, missed=missed, now_s=self._now_s, spare_s=spare_s)
         if giving_up.index:
             state.degrade("S_QUALITY", now_s=self._now_s)
         else:

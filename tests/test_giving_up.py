@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgereels.runtime.errors import UsageError
-from edgereels.runtime.giving_up import QUIET_S, GivingUp, QualityLevel, quality_levels
+from edgereels.runtime.giving_up import JUDGED_CHUNKS, QUIET_S, GivingUp, QualityLevel, quality_levels
 
 CHUNK_S = 0.8
 LEVELS = quality_levels(
@@ -133,3 +133,19 @@ def test_a_machine_that_is_fast_enough_again_says_so() -> None:
 def test_one_slow_chunk_in_a_while_changes_nothing() -> None:
     giving_up, events = run(lambda now_s, level: 5.0 if int(now_s) % 40 == 0 else 0.5)
     assert giving_up.index == 0 and not events
+
+
+def test_what_is_dear_long_before_it_is_due_costs_no_quality() -> None:
+    """Speech that was pushed faster than it is spoken leaves time to work off a slow moment."""
+    giving_up = GivingUp(LEVELS)
+    for number in range(3 * JUDGED_CHUNKS):
+        assert not giving_up.observe(cost_s=1.6, media_s=0.8, missed=False, now_s=float(number), spare_s=0.8)
+    assert giving_up.observe(cost_s=1.6, media_s=0.8, missed=False, now_s=40.0, spare_s=0.79)
+
+
+def test_being_ahead_does_not_make_a_slow_machine_fast_enough() -> None:
+    giving_up = GivingUp(LEVELS[-1:])
+    for number in range(2 * JUDGED_CHUNKS):
+        giving_up.observe(cost_s=1.6, media_s=0.8, missed=False, now_s=float(number))
+    giving_up.observe(cost_s=1.6, media_s=0.8, missed=False, now_s=40.0, spare_s=2.0)
+    assert giving_up.is_too_slow
