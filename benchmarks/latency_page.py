@@ -19,10 +19,11 @@ from .latency_trace_file import Recorded
 
 STYLE = """
 :root{color-scheme:light dark;--ground:#fbfbf9;--ink:#1d2326;--soft:#667078;--grid:#e3e5e4;--card:#fff;--good:#1a7f4e;
---bad:#b3372b;--blue:#2f6db3;--wait:#c9ced1;--c0:#2f6db3;--c1:#2b8f86;--c2:#8a63b8;--c3:#c07a2c;--c4:#5b7f3a;--c5:#a8487a}
+--bad:#b3372b;--blue:#2f6db3;--wait:#c9ced1;--c0:#2f6db3;--c1:#2b8f86;--c2:#8a63b8;--c3:#c07a2c;--c4:#5b7f3a;--c5:#a8487a;
+--c6:#7a6a58}
 @media (prefers-color-scheme:dark){:root{--ground:#14181a;--ink:#e6e9ea;--soft:#98a3aa;--grid:#2b3236;--card:#1b2124;
 --good:#57c78d;--bad:#f08a7c;--blue:#7db2ee;--wait:#4a545a;--c0:#5d97da;--c1:#4fb5ab;--c2:#ab8ad6;--c3:#dca05a;
---c4:#8bb265;--c5:#d279a6}svg .inside{fill:#10151a!important}}
+--c4:#8bb265;--c5:#d279a6;--c6:#b8a68f}svg .inside{fill:#10151a!important}}
 *{box-sizing:border-box}body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
 main{max-width:980px;margin:0 auto;padding:40px 24px 64px}h1{font-size:15px;font-weight:600;color:var(--soft);margin:0}
 .verdict{font-size:30px;line-height:1.25;font-weight:650;margin:6px 0 12px;text-wrap:balance}.live{color:var(--good)}
@@ -37,14 +38,15 @@ svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .soft{fill:var(--sof
 .grid{stroke:var(--grid)}.line{fill:none;stroke:var(--blue);stroke-width:1.5}.bar{fill:var(--blue)}
 .limit{stroke:var(--bad);stroke-dasharray:5 4}.mark{stroke:var(--soft);stroke-dasharray:2 3}.wait{fill:var(--wait)}
 .s0{fill:var(--c0)}.s1{fill:var(--c1)}.s2{fill:var(--c2)}.s3{fill:var(--c3)}.s4{fill:var(--c4)}.s5{fill:var(--c5)}
+.s6{fill:var(--c6)}
 table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums;min-width:100%}
 th,td{text-align:right;padding:4px 10px;border-bottom:1px solid var(--grid);white-space:nowrap}
 th:first-child,td:first-child{text-align:left;white-space:normal}
 td small{display:block;color:var(--soft)}th{color:var(--soft);font-weight:500}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:12px;color:var(--soft)}
 """
-COLOURS = 6
-"""Classes s0 … s5, in the order in which stages first appear."""
+COLOURS = 7
+"""Classes s0 … s6, in the order in which stages first appear."""
 MOST_DRAWN_ROWS = 2
 """Of the timeline: the chunk in the middle, and the latest."""
 

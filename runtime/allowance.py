@@ -57,22 +57,24 @@ class Allowance:
 
     def of(self, settings: LiveSettings) -> float:
         """Return how long after its sound a first chunk of that quality is due, seconds."""
-        return (self._least[settings] + self._more) / self._fps
+        least = self._least[settings]
+        return (least + min(self._more, math.ceil(MOST_MORE * least))) / self._fps
 
     def observe(self, settings: LiveSettings, *, spare_s: float, now_s: float) -> None:
         """Take note of a first chunk.
 
         Args:
             settings: its quality.
-            spare_s: how long before they were due its frames were there, the latest; negative: how late.
+            spare_s: how long before their places were decided its frames were there, the latest; negative: how late. As
+                long as all that was set aside, or longer, it says nothing: they were queued behind others.
             now_s: clock reading.
         """
         before = self._more
         if spare_s < 0:
             most = math.ceil(MOST_MORE * self._least[settings])
-            self._more, self._early = max(before, min(before + math.ceil(-spare_s * self._fps), most)), 0
-        else:
-            self._early = self._early + 1 if spare_s >= 1 / self._fps else 0
+            self._more, self._early = max(before, min(before + math.ceil(-spare_s * self._fps - 1e-6), most)), 0
+        elif spare_s < self.of(settings) - 1e-6:
+            self._early = self._early + 1 if spare_s >= 1 / self._fps - 1e-6 else 0
             if self._early >= TURNS_BEFORE_LESS and self._more:
                 self._more, self._early = before - 1, 0
         if self._more != before and self._on_event is not None:

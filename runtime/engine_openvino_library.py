@@ -180,7 +180,7 @@ def chosen_precision(graph: str, *, target: str, compute: str) -> str:
 
 @cache
 def _obtained_precision(target: str, asked: str) -> str:
-    """Return what a compiled graph says to a precision hint: f16 on a CPU becomes bf16 without a word."""
+    """Return what a compiled graph says to a precision hint: f16 on most CPUs becomes bf16 without a word."""
     openvino = import_openvino()
     value = openvino.opset13.parameter([1], openvino.Type.f32)
     model = openvino.Model([openvino.opset13.relu(value)], [value], "probe")

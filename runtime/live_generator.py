@@ -97,10 +97,14 @@ class Generator:
         """Break off a window that hangs; called now and then from another thread."""
         since_s = self._window_since_s
         after_s = max(HUNG_S, HUNG_FACTOR * self._actor.face.costs[self._settings].whole_s)
-        if since_s is not None and self._now_s - since_s > after_s and not self._is_hung:
+        hung_s = 0.0 if since_s is None else self._now_s - since_s - after_s
+        if hung_s <= 0:
+            return
+        if not self._is_hung:
             self._is_hung = True
             self._tell("hung", "S_HUNG", after_s=after_s)
-            end_runs(of_thread=self._thread)
+        # After as long again somebody else's run must be what it waits for.
+        end_runs(of_thread=self._thread if hung_s < after_s else None)
 
     def stop(self) -> None:
         """End `run` after the window that is being made."""
@@ -196,11 +200,12 @@ class Generator:
     def _chunk(self, turn: _Turn, settings: LiveSettings, needed_sample: int | None, *, is_last: bool) -> None:
         """Make one chunk of a turn; hand its pieces over as soon as they are there."""
         parts, stages = self._parts, LiveStages(self._parts.clock, self._parts.graphs_s)
-        start_s, pieces, missed, is_first = self._now_s, list[Piece](), False, turn.due_s is None
-        intended_s, audio_ready_s = (start_s, start_s) if needed_sample is None else parts.ears.arrival(needed_sample)
+        start_s, pieces, taken, is_first = self._now_s, list[Piece](), dict[str, float](), turn.due_s is None
         with stages.around("between"):
+            arrival = (start_s, start_s) if needed_sample is None else parts.ears.arrival(needed_sample)
+            intended_s, audio_ready_s = arrival
             due_s = self._plan(turn, settings, audio_ready_s)
-        first_frame, faults, spare_s = self._actor.made, self._faults.count, math.inf
+        first_frame, faults, spare_s, late_s = self._actor.made, self._faults.count, math.inf, 0.0
         made = self._frames(settings, is_last=is_last)
         while True:
             with stages.around("between"):
@@ -212,18 +217,19 @@ class Generator:
             with stages.around("hand_on"):
                 ends = is_last and not self._actor.owed
                 placed = self._hand_on(turn, frames, ends=ends, audio_ready_s=audio_ready_s)
-            missed = missed or placed.waited_s > 0
-            spare_s = min(spare_s, due_s + sum(piece.frames for piece in pieces) / 25 - self._now_s)
+            spare_s = min(spare_s, placed.spare_s - late_s)  # pieces that were late have moved those behind them
+            late_s += placed.waited_s
             pieces.append(Piece(len(frames), self._now_s))
+            taken = stages.seconds()
         if not pieces:
             return
         count, ready_s = sum(piece.frames for piece in pieces), pieces[-1].ready_s
         if self._faults.count == faults:  # what follows a fault says nothing of the quality
             in_time = intended_s + turn.allowance_s < due_s + 1 / 25  # the sound, for a chunk that is made in time
-            if is_first and in_time:
+            if is_first and in_time and start_s - audio_ready_s < 1 / 25:  # it had all that was set aside
                 parts.allowance.observe(settings, spare_s=spare_s, now_s=self._now_s)
-            missed_by_itself = missed and in_time and not is_first
-            self._judge(ready_s - start_s, media_s=count / 25, missed=missed_by_itself, spare_s=spare_s)
+            missed = late_s > 0 and in_time and not is_first
+            self._judge(ready_s - start_s, media_s=count / 25, missed=missed, spare_s=spare_s)
         if parts.on_chunk is not None:
             parts.on_chunk(
                 ChunkMade(
@@ -240,9 +246,9 @@ class Generator:
                     due_s=due_s,
                     look_ahead_s=settings.look_ahead_frames / 25,
                     needed_sample=needed_sample or 0,
-                    stages=stages.seconds(),
+                    stages=taken,
                     waits={"queue": start_s - audio_ready_s},
-                    missed=missed,
+                    missed=late_s > 0,
                 )
             )
         self._chunks += 1

@@ -105,7 +105,7 @@ class Player:
     def _show(self, slot: int, *, due_s: float) -> None:
         shown = self._playout.at(slot / self._fps)
         self.is_resting = shown.kind == "rest"
-        media = ShownMedia(shown, due_s, self._composer)
+        media = ShownMedia(shown, due_s, None if self._composer is None else self._composer.picture(shown.frame))
         for output in self._outputs:
             output.put(media)
         if self._composer is not None and self._outputs:

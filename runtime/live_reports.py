@@ -3,12 +3,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from .composer import Composer
+from .composer import Picture
 from .playout_types import Kind, Shown
 
 GRAPH_STAGES = ("audio_encode", "image_encode", "vae_encode", "dit", "vae_decode", "finish")
@@ -72,13 +71,13 @@ class ShownMedia:
     """As the playout chose it."""
     due_s: float
     """Clock reading when it was to be on."""
-    composer: Composer | None
-    """Lays it into what it is shown in, if that is anything."""
+    picture: Picture | None
+    """It in what it is shown in, if that is anything."""
 
-    @cached_property
+    @property
     def frames(self) -> npt.NDArray[np.uint8]:
         """Shape (1, H, W, 3), RGB; composed before it is due, or else by who asks first. Not to be written to."""
-        return self.shown.frame[None] if self.composer is None else self.composer.compose(self.shown.frame)
+        return self.shown.frame[None] if self.picture is None else self.picture.composed()
 
     @property
     def sound(self) -> npt.NDArray[np.float32]:

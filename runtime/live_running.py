@@ -108,6 +108,8 @@ class LiveRunning:
         for output in self._outputs:
             output.start()
             self._is_open.append(output)
+        if self._composer is not None:
+            self._composer.start()
         self.sound_clock.__enter__()
         for name, function in (("player", self.player.run), ("generator", self._generate)):
             self._threads.append(threading.Thread(target=function, name=f"edgereels-{name}", daemon=True))

@@ -220,7 +220,7 @@ class Playout:
         self.counts.added += length
         if chunk.utterance <= self._cut_off:
             self.counts.interrupted += length
-            return Placed(due / self._fps, due / self._fps, 0.0, 0.0)
+            return Placed(due / self._fps, due / self._fps, 0.0, 0.0, 0.0)
         if chunk.utterance != self._utterance:
             self._utterance = chunk.utterance
             if self._expected != chunk.utterance:
@@ -245,8 +245,13 @@ class Playout:
             self._end_stall(start)
             self._line.append(chunk, start, stop, due=due + dropped)
         self._tail = max(self._tail, stop) if stop > start else self._tail
-        lateness_s, waited_s = max(0, start - due) / self._fps, late / self._fps
-        return Placed(start / self._fps, (stop - self._moved) / self._fps, lateness_s, waited_s)
+        return Placed(
+            start_s=start / self._fps,
+            stop_s=(stop - self._moved) / self._fps,
+            lateness_s=max(0, start - due) / self._fps,
+            waited_s=late / self._fps,
+            spare_s=(wanted - self._decided) / self._fps,
+        )
 
     def _count(self, slot: int) -> None:
         """Count what was on since the last look, up to this one."""

@@ -57,6 +57,8 @@ class Placed:
     """How long after it was due its first frame was still possible; 0 if in time."""
     waited_s: float
     """By how much this chunk, by itself, came too late: a deadline was missed if above 0."""
+    spare_s: float
+    """How long before its place was decided it came, behind what was queued; negative: `waited_s` too late."""
 
 
 @dataclass

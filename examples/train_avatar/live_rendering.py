@@ -135,4 +135,4 @@ class _Collector:
         self.chunks.append(chunk.frames)
         if chunk.is_last:
             self.ended.set()
-        return Placed(due_s, due_s + len(chunk.frames) / 25, 0.0, 0.0)
+        return Placed(due_s, due_s + len(chunk.frames) / 25, 0.0, 0.0, 0.0)
