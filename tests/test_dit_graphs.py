@@ -189,7 +189,7 @@ def run_graph(session: onnxruntime.InferenceSession, known: dict[str, Tensor]) -
     return {value.name: torch.from_numpy(output) for value, output in zip(session.get_outputs(), outputs, strict=True)}
 
 
-# The golden README knows no noise floor for r2v, whose second run took the same arithmetic, and says 1e-5. PyTorch keeps
+# The golden README knows no noise floor for r2v (its second run took the same arithmetic) and says 1e-5. PyTorch keeps
 # that; ONNX Runtime's kernels round otherwise on every processor: 1.044e-5 on a Xeon with AMX, below 1e-5 on an EPYC.
 # For graphs ten times the least floor that is known of a DiT of this size counts.
 GRAPHS_TOLERANCE = 1.1e-5
