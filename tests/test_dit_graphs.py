@@ -189,10 +189,10 @@ def run_graph(session: onnxruntime.InferenceSession, known: dict[str, Tensor]) -
     return {value.name: torch.from_numpy(output) for value, output in zip(session.get_outputs(), outputs, strict=True)}
 
 
-# The golden README knows no noise floor for r2v (its second run took the same arithmetic) and says 1e-5. PyTorch keeps
-# that; ONNX Runtime's kernels round otherwise on every processor: 1.044e-5 on a Xeon with AMX, below 1e-5 on an EPYC.
-# For graphs ten times the least floor that is known of a DiT of this size counts.
-GRAPHS_TOLERANCE = 1.1e-5
+# The golden README knows no noise floor for r2v (its second run took the same arithmetic) and says 1e-5. On another
+# processor, a Xeon with AMX, PyTorch itself is 5.2e-6 from what it recorded, and ONNX Runtime 1.044e-5, at every level of
+# optimisation. For the graphs of this one run ten times the least floor known of a DiT of this size counts.
+GRAPHS_TOLERANCES = TOLERANCES | {"r2v_transformer_set0": 1.1e-5}
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_the_graphs_one_after_another_reproduce_the_recorded_run(
 ) -> None:
     run = recorded_run(name, golden=golden, checkpoints=golden_checkpoints)
     ours = run_in_parts(run, sessions(name))
-    assert largest_difference(ours[:, :, : run.velocity.shape[2]], run.velocity) < max(run.tolerance, GRAPHS_TOLERANCE)
+    assert largest_difference(ours[:, :, : run.velocity.shape[2]], run.velocity) < GRAPHS_TOLERANCES[name]
 
 
 def run_in_parts(run: RecordedRun, opened: Sessions) -> Tensor:

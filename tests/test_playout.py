@@ -296,3 +296,13 @@ def test_whatever_comes_when_no_frame_is_lost_from_the_books(policy: LatePolicy,
             assert seen == heard >= last_seen
             last_seen = seen
     assert line.counts.shown > 100
+
+
+def test_a_chunk_is_told_how_much_time_it_had_left() -> None:
+    """Counted to when its place is decided, by whoever is ahead: sound that is handed out early counts in."""
+    line, _events = playout()
+    line.at(0.0)
+    assert line.add(numbered_chunk(1, 5), 0.2).spare_s == pytest.approx(0.16)  # slot 5; slots before 1 are decided
+    line.sound(0.48)
+    behind = line.add(numbered_chunk(6, 5), 0.4)
+    assert (behind.spare_s, behind.waited_s) == (pytest.approx(-0.08), pytest.approx(0.08))
