@@ -190,7 +190,7 @@ def run_graph(session: onnxruntime.InferenceSession, known: dict[str, Tensor]) -
 
 
 # The golden README knows no noise floor for r2v (its second run took the same arithmetic) and says 1e-5. On another
-# processor, a Xeon with AMX, PyTorch itself is 5.2e-6 from what it recorded, and ONNX Runtime 1.044e-5, at every level of
+# processor, a Xeon with AMX, PyTorch itself is 5.2e-6 from what it recorded, ONNX Runtime 1.044e-5, at every level of
 # optimisation. For the graphs of this one run ten times the least floor known of a DiT of this size counts.
 GRAPHS_TOLERANCES = TOLERANCES | {"r2v_transformer_set0": 1.1e-5}
 
